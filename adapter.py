@@ -1,0 +1,120 @@
+"""What was trained: the damage-type embedding, and the one self-describing file it shares with the LoRA."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+import lora
+from errors import UserError
+from files import save_tensors
+from seeds import torch_rng
+
+NULL = -1  # the class id of "no class", which guidance starts from
+
+
+class ClassContext(nn.Module):
+    """Damage-type ids -> the UNet's context: nn.Embedding(classes, tokens * dim), `tokens` tokens a class.
+
+    One token is the recipe. The null class is a row of its own, trained where classes are dropped.
+    """
+
+    def __init__(self, classes: int, dim: int, tokens: int = 1, init_std: float = 0.02,
+                 seed: int = 0) -> None:
+        super().__init__()
+        self.dim = dim
+        self.embedding = nn.Embedding(classes, tokens * dim)
+        self.null = nn.Parameter(torch.empty(tokens * dim))
+        rng = torch_rng(seed, "class embedding")
+        for weight in (self.embedding.weight, self.null):
+            nn.init.normal_(weight, std=init_std, generator=rng)
+
+    def forward(self, class_id: Tensor) -> Tensor:
+        """class_id (B,) integers, NULL for no class -> context (B, tokens, dim)."""
+        row = self.embedding(class_id.clamp(min=0))
+        row = torch.where((class_id == NULL)[:, None], self.null, row)
+        return row.unflatten(1, (-1, self.dim))
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a checkpoint says of itself, as JSON in its safetensors header."""
+
+    kind: str  # which strategy made it: "class"
+    classes: list[str]  # class names by id
+    base: str  # the base model as it was given to --base
+    fingerprint: str  # which weights that was, however they were stored
+    resolution: int
+    tokens_per_class: int
+    class_dropout: float  # 0: the null class is untrained, so there is no guidance
+    rank: int
+    alpha: float
+    step: int
+    config: dict[str, Any]  # the whole command line of the run
+
+
+def trained_tensors(unet: nn.Module, context: ClassContext) -> dict[str, Tensor]:
+    """Everything that training changes, by its name in the checkpoint. The tensors are live, not copies."""
+    tensors = {f"unet.{name}": tensor for name, tensor in lora.lora_state(unet).items()}
+    return tensors | {f"class_{name}": tensor.detach() for name, tensor in context.state_dict().items()}
+
+
+def save_adapter(path: Path, tensors: dict[str, Tensor], header: Header) -> None:
+    """Write the checkpoint, whole or not at all."""
+    save_tensors(path, tensors, {"adapter": json.dumps(asdict(header))})
+
+
+def find_adapter(path: Path) -> Path:
+    """The checkpoint file that `path`, a file or a run folder, stands for. Raises UserError."""
+    file = path / "adapter.safetensors" if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(f"{file}: no such checkpoint; give --ckpt a run folder that has been saved, or its "
+                        "adapter.safetensors")
+    return file
+
+
+def read_adapter(path: Path) -> tuple[dict[str, Tensor], Header]:
+    """The tensors and header of a checkpoint file. Raises UserError for a damaged or foreign file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        if "adapter" not in metadata:
+            raise UserError(f"{path}: not a checkpoint of this project (its header does not say what it is)")
+        return tensors, Header(**json.loads(metadata["adapter"]))
+    except SafetensorError as error:
+        raise UserError(f"{path}: damaged or cut short ({error}); train again or copy it again") from error
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: its header cannot be read ({error}); is it of another version?") from error
+
+
+def load_adapter(path: Path, header: Header, tensors: dict[str, Tensor], unet: nn.Module,
+                 dim: int) -> ClassContext:
+    """Inject the checkpoint's LoRA into `unet` and return its class embedding. Raises UserError."""
+    lora.inject(unet, header.rank, header.alpha, dropout=0.0)
+    context = ClassContext(len(header.classes), dim, header.tokens_per_class)
+    copy_trained(path, tensors, unet, context)
+    return context.requires_grad_(False)
+
+
+def copy_trained(path: Path, tensors: dict[str, Tensor], unet: nn.Module, context: ClassContext) -> None:
+    """Copy a checkpoint's tensors into modules of the same shape, strictly. Raises UserError naming `path`."""
+    try:
+        parts = {prefix: {k[len(prefix):]: v for k, v in tensors.items() if k.startswith(prefix)}
+                 for prefix in ("unet.", "class_")}
+        lora.load_lora_state(unet, parts["unet."])
+        context.load_state_dict(parts["class_"])
+    except (UserError, RuntimeError) as error:
+        raise UserError(f"{path}: does not fit this model: {error}") from error
+
+
+def sha256(path: Path) -> str:
+    """The hash by which samples.jsonl names a checkpoint."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

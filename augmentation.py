@@ -1,0 +1,125 @@
+"""Paired augmentation of an image and its mask: one affine resampling, then a little light.
+
+Which motions are harmless depends on the product. `orientation="any"` (the default) is for parts seen from
+above that may lie in any direction, and for textures: flips, quarter turns and up to 10 degrees more. Free
+angles would mirror the object itself into the picture's corners; these mirror a thin border.
+`orientation="fixed"` is for parts with print or a fixed mounting: neither flips nor quarter turns. Zoom and
+shift stay small, since damage that has left the picture makes its label a lie; where the mask is known, the
+motion is weakened until the damage stays inside. Hue is never touched: colour can be the damage.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from PIL import Image
+
+ORIENTATIONS = ("any", "fixed")
+MAX_ANGLE = math.radians(10)
+MAX_ZOOM = 0.03
+MAX_SHIFT = 0.03  # of half the side: 1.5 % of the picture
+MAX_GAMMA = 0.1
+MAX_CONTRAST = 0.2
+
+IDENTITY = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+
+
+def square_box(height: int, width: int, mask: np.ndarray | None = None) -> tuple[int, int, int]:
+    """(top, left, side) of the largest square: central, or moved along the longer side to hold the damage."""
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    if mask is not None and mask.any():
+        rows, columns = np.nonzero(mask)
+        top = int(np.clip((rows.min() + rows.max() + 1 - side) // 2, 0, height - side))
+        left = int(np.clip((columns.min() + columns.max() + 1 - side) // 2, 0, width - side))
+    return top, left, side
+
+
+def prepare(values: np.ndarray, box: tuple[int, int, int], resolution: int) -> np.ndarray:
+    """Cut `box` out of an image (H,W,3) or a mask (H,W); shrink it by a whole factor if it is far too big.
+
+    At least 1.5 pixels remain for each one of `resolution`: resampling proper is left to `warp`. Images are
+    averaged; a mask keeps every pixel that touches the damage, or thin scratches would vanish.
+    """
+    top, left, side = box
+    factor = max(1, int(side / (1.5 * resolution)))
+    side -= side % factor
+    cut = values[top:top + side, left:left + side]
+    if factor == 1:
+        return cut.copy()
+    if values.ndim == 3:
+        return np.array(Image.fromarray(np.ascontiguousarray(cut)).reduce(factor))
+    return cut.reshape(side // factor, factor, side // factor, factor).max(axis=(1, 3))
+
+
+def _matrix(turns: int, flip: int, angle: float, zoom: float, shift: np.ndarray) -> np.ndarray:
+    """The (2,3) map from the output's coordinates in [-1,1] to the source's."""
+    quarter = np.linalg.matrix_power(np.array([[0.0, -1.0], [1.0, 0.0]]), turns)  # exact, unlike cos and sin
+    rotation = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    mirror = np.diag([-1.0 if flip else 1.0, 1.0])
+    return np.column_stack([rotation @ quarter @ mirror / zoom, shift])
+
+
+def _inside(mask: np.ndarray, matrix: np.ndarray) -> float:
+    """The share of the mask's pixels that `matrix` leaves inside the picture."""
+    points = (np.argwhere(mask)[:, ::-1] + 0.5) / mask.shape[0] * 2 - 1
+    moved = (points - matrix[:, 2]) @ np.linalg.inv(matrix[:, :2]).T
+    return float((np.abs(moved) <= 1).all(axis=1).mean())
+
+
+def draw_motion(rng: np.random.Generator, orientation: str, mask: np.ndarray | None = None) -> np.ndarray:
+    """A random (2,3) matrix for `warp`. With a mask (S,S), at least 98 % of the damage stays in sight."""
+    turns, flip = int(rng.integers(4)), int(rng.integers(2))
+    if orientation == "fixed":
+        turns = flip = 0
+    angle, zoom = rng.uniform(-MAX_ANGLE, MAX_ANGLE), rng.uniform(-MAX_ZOOM, MAX_ZOOM)
+    shift = rng.uniform(-MAX_SHIFT, MAX_SHIFT, size=2)
+    known = mask is not None and bool(mask.any())
+    for strength in (1.0, 0.5, 0.25):
+        matrix = _matrix(turns, flip, strength * angle, 1 + strength * zoom, strength * shift)
+        if not known or _inside(mask, matrix) >= 0.98:
+            return matrix
+    return _matrix(turns, flip, 0.0, 1.0, 0 * shift)  # flips and quarter turns lose nothing
+
+
+def warp(image: np.ndarray, mask: np.ndarray | None, matrix: np.ndarray,
+         resolution: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Resample a square image (S,S,3) and its mask (S,S) through `matrix`, once, without aliasing.
+
+    Both are read at the same points, k x k of them for each output pixel where the source is larger: image
+    points are interpolated and averaged, mask points are nearest neighbours, one on the damage being enough.
+    Beyond the border the picture is mirrored, so no black wedge appears.
+    Returns uint8: the image (R,R,3), and the mask (R,R) in {0,1} or None.
+    """
+    side, k = image.shape[0], max(1, math.ceil(image.shape[0] / resolution))
+    size, linear, shift = resolution * k, matrix[:, :2], matrix[:, 2]
+    reach = np.abs(np.abs(linear).sum(axis=1) + np.abs(shift)).max()  # of the corner farthest out
+    margin = max(0, math.ceil((reach - 1) * side / 2)) + 2  # 2: the reach of the bicubic kernel
+    offset = side / 2 * (shift + 1 - linear.sum(axis=1)) + margin  # [-1,1] is [0,side] in pixels
+    (a, b), (d, e) = (linear * side / size).tolist()
+    coefficients = (a, b, float(offset[0]), d, e, float(offset[1]))
+
+    def look_up(values: np.ndarray, kernel: Image.Resampling) -> Image.Image:
+        padding = [(margin, margin)] * 2 + [(0, 0)] * (values.ndim - 2)
+        mirrored = Image.fromarray(np.pad(values, padding, mode="symmetric"))
+        return mirrored.transform((size, size), Image.Transform.AFFINE, coefficients, kernel)
+
+    # Averaging needs no sharp kernel; where nothing is averaged, bicubic keeps the picture crisp.
+    kernel = Image.Resampling.BILINEAR if k > 1 else Image.Resampling.BICUBIC
+    warped = np.asarray(look_up(image, kernel).reduce(k))
+    if mask is None:
+        return warped, None
+    points = np.asarray(look_up(mask, Image.Resampling.NEAREST))
+    return warped, points.reshape(resolution, k, resolution, k).max(axis=(1, 3))
+
+
+def relight(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Change brightness and contrast of a uint8 image a little. Returns float32 in [0,1].
+
+    Both bend the tone curve between its ends: black and white stay, so a white background does not turn grey.
+    """
+    brightness, contrast = rng.uniform(-1, 1, size=2)
+    levels = (np.arange(256) / 255) ** math.exp(MAX_GAMMA * brightness)
+    levels += MAX_CONTRAST * contrast * levels * (1 - levels) * (2 * levels - 1)
+    return levels.astype(np.float32)[image]

@@ -1,0 +1,95 @@
+"""A dataclass filled from the command line: one field is one flag, its default is the recipe's."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import types
+import typing
+from typing import Any, NoReturn, TypeVar
+
+T = TypeVar("T")
+
+
+def flag(default: Any, help: str, *, group: str = "options", choices: tuple[str, ...] | None = None,
+         minimum: float | None = None, above: float | None = None, maximum: float | None = None) -> Any:
+    """A dataclass field that is also a command-line flag. Bounds are inclusive, but for `above`."""
+    metadata = {"help": help, "group": group, "choices": choices, "minimum": minimum, "above": above,
+                "maximum": maximum}
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line instead of the whole usage text."""
+        self.exit(2, f"error: {message} (see --help)\n")
+
+
+def _number(kind: type, metadata: Any) -> Any:
+    def convert(text: str) -> float | int:
+        try:
+            value = kind(text)
+        except (ValueError, OverflowError):
+            wanted = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}") from None
+        if not math.isfinite(value):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
+        low, above, high = metadata["minimum"], metadata["above"], metadata["maximum"]
+        if low is not None and value < low:
+            raise argparse.ArgumentTypeError(f"{text} is too small: at least {low}")
+        if above is not None and value <= above:
+            raise argparse.ArgumentTypeError(f"{text} is too small: more than {above}")
+        if high is not None and value > high:
+            raise argparse.ArgumentTypeError(f"{text} is too large: at most {high}")
+        return value
+    return convert
+
+
+def _default_text(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _add(group: Any, field: dataclasses.Field, annotation: Any) -> None:
+    """One flag for one field: bool -> --x/--no-x, list[...] -> several values, `X | None` -> optional X."""
+    arguments = [a for a in typing.get_args(annotation) if a is not type(None)]
+    if isinstance(annotation, types.UnionType):
+        annotation = arguments[0]
+    default = field.default_factory() if field.default is dataclasses.MISSING else field.default
+    required = default is ...
+    text = field.metadata["help"].replace("%", "%%")
+    if not required and default not in (None, [], "") and not isinstance(default, bool):
+        text += f" (default: {_default_text(default)})"
+    name = "--" + field.name.replace("_", "-")
+    options: dict[str, Any] = {"dest": field.name, "help": text, "required": required}
+    if not required:
+        options["default"] = default
+    if annotation is bool:
+        group.add_argument(name, action=argparse.BooleanOptionalAction, **options)
+        return
+    several = typing.get_origin(annotation) is list
+    kind = typing.get_args(annotation)[0] if several else annotation
+    options["type"] = _number(kind, field.metadata) if kind in (int, float) else kind
+    if field.metadata["choices"] is None:
+        options["metavar"] = {int: "N", float: "X", str: "TEXT"}[kind]
+    else:
+        options["choices"] = field.metadata["choices"]
+    group.add_argument(name, nargs="+" if several else None, **options)
+
+
+def parse(cls: type[T], description: str, epilog: str = "", argv: list[str] | None = None) -> T:
+    """Fill `cls`, a dataclass of `flag` fields, from `argv` (default: the process's own arguments).
+
+    A field whose default is `...` must be given. A wrong value ends in one line and exit status 2.
+    """
+    parser = _Parser(description=description, epilog=epilog, allow_abbrev=False,
+                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    annotations, groups = typing.get_type_hints(cls), {}
+    for field in dataclasses.fields(cls):
+        title = field.metadata["group"]
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        _add(groups[title], field, annotations[field.name])
+    return cls(**vars(parser.parse_args(argv)))

@@ -1,0 +1,222 @@
+"""Defect Spectrum folders -> (image, mask, class). Commands: `data.py doctor PATH`, `data.py demo OUT`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+import torch
+
+import errors
+from augmentation import IDENTITY, ORIENTATIONS, draw_motion, prepare, relight, square_box, warp
+from config import flag
+from decode import read_image, read_mask, region_of
+from errors import UserError
+from folders import GOOD, Photo, find_products, scan_products, select_products
+from seeds import numpy_rng
+
+CACHE_BYTES = 2 << 30
+
+
+@dataclass
+class DataConfig:
+    """The recipe's data_config: every entry is a flag."""
+
+    data: list[str] = flag(..., "product folders, folders of these, or names such as DS-MVTec/bottle",
+                           group="data")
+    resolution: int = flag(512, "side of the training images, a multiple of 64", group="data", minimum=64)
+    augment: bool = flag(True, "move, turn and relight the images, differently every epoch", group="data")
+    orientation: str = flag("any", "augment with flips and quarter turns, or not: for parts that lie one way",
+                            group="data", choices=ORIENTATIONS)
+    normalize_to_neg1_pos1: bool = flag(True, "images in [-1,1] rather than [0,1]", group="data")
+    seed: int = flag(42, "seed of everything random", group="data", minimum=0)
+    load_masks: bool = flag(False, "read the masks as well", group="data")
+    dataset_sources: list[str] = flag([], "only these sources, such as DS-MVTec", group="data")
+    product_classes: list[str] = flag([], "only these products, such as bottle", group="data")
+    max_samples_per_damage_type: int | None = flag(None, "at most so many images a class, drawn by --seed",
+                                                   group="data", minimum=1)
+    damage_type_to_class_id: list[str] = flag([], "class ids as name=id; else ids follow the alphabet",
+                                              group="data")
+
+
+class Item(NamedTuple):
+    """One example: where it lies, its class id, and which mask value is its region (None: all but 0)."""
+
+    image: Path
+    mask: Path | None
+    class_id: int
+    mask_value: int | None
+
+
+def check_resolution(resolution: int) -> int:
+    """`resolution` itself. Raises UserError where VAE and UNet, 8 times each, cannot shrink it evenly."""
+    if resolution < 64 or resolution % 64:
+        low = max(64, resolution // 64 * 64)
+        raise UserError(f"--resolution {resolution}: not a multiple of 64; use {low} or {low + 64}")
+    return resolution
+
+
+class DefectDataset(torch.utils.data.Dataset):
+    """Examples in a fixed order; each is a pure function of (seed, epoch, index) alone.
+
+    A picture that is not square is cut to the largest square: in the middle, or, where it has a mask, moved
+    along its longer side to hold the damage. Decoded pictures stay in memory up to 2 GB; `preload` fills that
+    memory before DataLoader workers fork, so that they share it.
+    """
+
+    def __init__(self, items: list[Item], classes: list[str], config: DataConfig, resolution: int) -> None:
+        self.items, self.classes, self.config, self.resolution = items, classes, config, resolution
+        self._cache: dict[int, tuple[np.ndarray, np.ndarray | None]] = {}
+        self._room = CACHE_BYTES
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        """The example for (epoch, index), which is what the sampler of a DataLoader yields."""
+        epoch, index = key
+        return self.example(index, epoch)
+
+    def example(self, index: int, epoch: int) -> dict[str, Any]:
+        """image (3,R,R) in [-1,1] (or [0,1]), class_id, and with load_masks mask (1,R,R) in {0,1}; float32.
+
+        Without augmentation it is the plain image, resized. Raises UserError where a file cannot be decoded
+        or a damaged image's mask is empty.
+        """
+        pixels, region = self._decoded(index)
+        if self.config.augment:
+            rng = numpy_rng(self.config.seed, "augmentation", epoch, index)
+            motion = draw_motion(rng, self.config.orientation, region)
+            warped, mask = warp(pixels, region, motion, self.resolution)
+            image = relight(warped, rng)
+        else:
+            warped, mask = warp(pixels, region, IDENTITY, self.resolution)
+            image = warped.astype(np.float32) / 255
+        if self.config.normalize_to_neg1_pos1:
+            image = image * 2 - 1
+        # Numpy to the end: torch's threads would fight with the training step for the cores.
+        image = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        example = {"image": image, "class_id": self.items[index].class_id}
+        if self.config.load_masks:
+            mask = np.zeros((self.resolution, self.resolution)) if mask is None else mask
+            example["mask"] = torch.from_numpy(mask.astype(np.float32)[None])
+        return example
+
+    def preload(self) -> None:
+        """Decode into memory as much as fits. Raises UserError for the first file that cannot be decoded."""
+        for index in range(len(self)):
+            self._decoded(index)
+            if index not in self._cache:
+                return
+
+    def _decoded(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """The square image (S,S,3) and, with load_masks, its region (S,S) in {0,1}, both uint8."""
+        if index in self._cache:
+            return self._cache[index]
+        item = self.items[index]
+        image, region = read_image(item.image), None
+        height, width = image.shape[:2]
+        if item.mask is not None and (self.config.load_masks or height != width):
+            region = region_of(read_mask(item.mask), item.mask_value)
+            if not region.any() and self.classes[item.class_id].split("/")[-1] != GOOD:
+                raise UserError(f"{item.mask}: empty, but its image is not {GOOD}; draw it or move the image")
+        box = square_box(height, width, region)
+        pixels = prepare(image, box, self.resolution)
+        if region is not None:
+            region = prepare(region, box, self.resolution) if self.config.load_masks else None
+        size = pixels.nbytes + (0 if region is None else region.nbytes)
+        if size <= self._room:
+            self._cache[index] = pixels, region
+            self._room -= size
+        return pixels, region
+
+
+def _class_order(names: set[str], given: list[str]) -> list[str]:
+    """Class names by id: the alphabet, or --damage-type-to-class-id."""
+    if not given:
+        return sorted(names)
+    ids: dict[str, int] = {}
+    for text in given:
+        name, _, number = text.rpartition("=")
+        if not number.isdecimal() or not name:
+            raise UserError(f"--damage-type-to-class-id {text}: expected name=id, such as good=3")
+        if name not in names:
+            raise UserError(f"--damage-type-to-class-id {text}: no such class in {', '.join(sorted(names))}")
+        if name in ids:
+            raise UserError(f"--damage-type-to-class-id {text}: {name} is given twice")
+        ids[name] = int(number)
+    if missing := sorted(names - set(ids)):
+        raise UserError(f"--damage-type-to-class-id: no id for {', '.join(missing)}")
+    if sorted(ids.values()) != list(range(len(ids))):
+        raise UserError(f"--damage-type-to-class-id: ids must be 0 to {len(ids) - 1}, each once")
+    return sorted(ids, key=ids.__getitem__)
+
+
+def _thin(photos: list[Photo], name: str, config: DataConfig) -> list[Photo]:
+    """At most --max-samples-per-damage-type of one class; the fewer are always among the more."""
+    if config.max_samples_per_damage_type is None:
+        return photos
+    order = numpy_rng(config.seed, "subset", name).permutation(len(photos))
+    return [photos[i] for i in sorted(order[:config.max_samples_per_damage_type])]
+
+
+def load_dataset(config: DataConfig, resolution: int | None = None) -> DefectDataset:
+    """Find, check and number everything in `config.data`; `resolution` replaces the config's.
+
+    Classes are damage types, or product/damage where there are several products. Raises UserError, before
+    anything is trained, for whatever is missing, unreadable or inconsistent.
+    """
+    resolution = check_resolution(config.resolution if resolution is None else resolution)
+    products = select_products(find_products(config.data), config.dataset_sources, config.product_classes)
+    scan = scan_products(products)
+    if config.load_masks:
+        scan.problems += [f"{photo.image}: no mask, and only {GOOD} may have none; add it or remove the image"
+                          for photo in scan.photos if photo.mask is None and photo.damage != GOOD]
+    if scan.problems:
+        more = len(scan.problems) - 1
+        raise UserError(scan.problems[0] + (f" (and {more} more: see python data.py doctor)" if more else ""))
+    several = len({product.name for product in products}) > 1
+    by_class: dict[str, list[Photo]] = {}
+    for photo in scan.photos:
+        by_class.setdefault(f"{photo.product}/{photo.damage}" if several else photo.damage, []).append(photo)
+    classes = _class_order(set(by_class), config.damage_type_to_class_id)
+    items = [Item(photo.image, photo.mask, class_id, photo.mask_value)
+             for class_id, name in enumerate(classes) for photo in _thin(by_class[name], name, config)]
+    return DefectDataset(items, classes, config, resolution)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see --help)")
+
+
+def main() -> None:
+    """The command line: look at data, or draw the demo dataset."""
+    parser = _Parser(description=__doc__, allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True)
+    doctor = commands.add_parser("doctor", allow_abbrev=False, help="look for mistakes before training")
+    doctor.add_argument("path", nargs="+", help="what you would give to --data")
+    doctor.add_argument("--resolution", type=int, default=512, help="judge masks at this size (default: 512)")
+    doctor.add_argument("--out", type=Path, default=Path("doctor.png"),
+                        help="contact sheet (default: doctor.png)")
+    demo = commands.add_parser("demo", allow_abbrev=False, help="draw a dataset of bottles, good and damaged")
+    demo.add_argument("out", type=Path, help="the product folder to write")
+    demo.add_argument("--per-class", type=int, default=20, help="images a class (default: 20)")
+    demo.add_argument("--seed", type=int, default=0, help="another seed draws other bottles (default: 0)")
+    arguments = parser.parse_args()
+    if arguments.command == "doctor":
+        from doctor import report
+        sys.exit(report(arguments.path, check_resolution(arguments.resolution), arguments.out))
+    if arguments.per_class < 1 or arguments.seed < 0:
+        raise UserError("--per-class must be at least 1, --seed at least 0")
+    from demo import CLASSES, write_demo
+    write_demo(arguments.out, arguments.per_class, arguments.seed)
+    print(f"{arguments.out}: {arguments.per_class} images each of {', '.join(CLASSES)}, with masks")
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,261 @@
+"""The demo dataset: a glass bottle seen from above, intact, broken or contaminated, drawn in any number.
+
+Drawn with the primitives of tiny/shapes.py, in the published layout of Defect Spectrum. Radii inside a bottle
+are shares of its outer radius.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from errors import UserError
+from tiny.shapes import (
+    Array,
+    Generator,
+    Grid,
+    blob,
+    coverage,
+    disc,
+    facets,
+    glow,
+    make_grid,
+    paint,
+    place,
+    polar,
+    polyline,
+    radial_profile,
+    shard,
+    smooth_noise,
+    specular_arc,
+    to_uint8,
+    walk,
+    wedge,
+)
+
+CLASSES = ("broken_large", "broken_small", "contamination", "good")
+MASK_COLOURS = {1: (220, 60, 60), 2: (60, 180, 75), 3: (60, 100, 220)}
+
+# Hue, saturation and value of dirt: sand, rust, lint, soil, moss.
+DIRT = ((0.10, 0.35, 0.80), (0.08, 0.60, 0.45), (0.60, 0.04, 0.92), (0.06, 0.70, 0.12), (0.28, 0.45, 0.60))
+OPENING, LIP = 0.47, 0.76  # the hole's radius and the lip's outer radius
+WHITE = np.ones(3, np.float32)
+
+
+class Bottle(NamedTuple):
+    """A bottle under work: image and backdrop (3, S, S) float32, the bottle's grid, its glass colour."""
+
+    image: Array
+    backdrop: Array
+    grid: Grid
+    glass: Array
+
+
+def _colour(hue: float, saturation: float, value: float) -> Array:
+    """RGB (3,) float32 of an HSV colour, all in [0, 1]."""
+    return np.array(colorsys.hsv_to_rgb(hue % 1.0, saturation, min(value, 1.0)), np.float32)
+
+
+def _backdrop(rng: Generator, size: int) -> Array:
+    """(3, S, S) light table: nearly white, a little brighter on one side."""
+    grid = make_grid(size)
+    tint = float(rng.uniform(0.91, 0.98)) * (1.0 + rng.uniform(-0.01, 0.01, 3).astype(np.float32))
+    fall, angle = float(rng.uniform(0.0, 0.05)), float(rng.uniform(-math.pi, math.pi))
+    light = 1.0 + fall * (math.cos(angle) * grid.x + math.sin(angle) * grid.y)
+    return np.clip(tint[:, None, None] * light, 0.0, 1.0)
+
+
+def _wall(rng: Generator, glass: Array) -> Array:
+    """(3, 1024) colours of the glass by radius from 0 to 1.05: bands of light in the wall, lip and bore."""
+    radius = np.linspace(0.0, 1.05, 1024)
+    level = np.full(1024, 0.8)
+    bands = ((0.95, 0.035, 1.3), (0.87, 0.03, 0.9), (0.80, 0.025, -0.6), (0.70, 0.03, 1.0), (0.62, 0.05, 0.4),
+             (0.53, 0.025, 0.8), (0.49, 0.02, -0.6))  # fmt: skip
+    for centre, width, height in bands:
+        offset = (radius - centre - 0.008 * rng.normal()) / (width * rng.uniform(0.8, 1.25))
+        level += height * rng.uniform(0.6, 1.3) * np.exp(-offset * offset)
+    return (glass[:, None] * level + 0.10 * np.maximum(level - 1.0, 0.0)).astype(np.float32)
+
+
+def _bottom(rng: Generator, image: Array, grid: Grid, hue: float) -> None:
+    """The bottle's bottom, out of focus: a mid-tone, brighter towards a blurry centre."""
+    dim = _colour(hue, float(rng.uniform(0.15, 0.4)), float(rng.uniform(0.22, 0.36)))
+    bright = np.clip(dim * float(rng.uniform(1.5, 2.2)), 0.0, 1.0)
+    x, y = rng.uniform(-0.07, 0.07, 2).tolist()
+    light = glow(grid, x, y, float(rng.uniform(0.22, 0.34)))
+    edge = disc(grid, OPENING)
+    shade = 1.0 - 0.5 * np.exp(np.minimum(edge, 0.0) * (1.0 / 0.05))  # the bore's own shadow
+    paint(image, (dim[:, None, None] + light * (bright - dim)[:, None, None]) * shade, coverage(edge, 0.02))
+
+
+def _highlights(rng: Generator, image: Array, grid: Grid, refraction: Array) -> None:
+    """Coloured refraction along the lip, and specular arcs on the wall and the lip."""
+    r, theta = polar(grid)
+    turn = float(rng.uniform(-math.pi, math.pi))
+    for radius, width in ((LIP + 0.01, 0.014), (OPENING + 0.015, 0.010)):
+        line = np.exp(-(((r - radius) * (1.0 / max(width, 0.8 * grid.pixel))) ** 2))
+        paint(image, refraction, line * (0.45 + 0.35 * np.cos(theta * 2.0 + turn)))
+    for radius in rng.uniform((0.92, 0.84, 0.66, 0.57, 0.55), (0.97, 0.89, 0.72, 0.64, 0.70)).tolist():
+        width, spread, strength = rng.uniform((0.014, 0.15, 0.25), (0.03, 0.6, 0.8)).tolist()
+        arc = specular_arc(r, theta, radius, max(width, grid.pixel), turn + float(rng.normal()), spread)
+        paint(image, WHITE, strength * arc)
+
+
+def _bottle(rng: Generator, size: int) -> Bottle:
+    """An intact bottle near the middle of a light table; glass, pose and light vary."""
+    backdrop = _backdrop(rng, size)
+    x, y = rng.uniform(-0.04, 0.04, 2).tolist()
+    scale = float(rng.uniform(0.84, 0.92))
+    grid = place(make_grid(size), x, y, 0.0, scale)
+    hue, saturation = ((0.07, 0.45), (0.09, 0.35), (0.36, 0.30), (0.60, 0.25))[int(rng.integers(4))]
+    hue += 0.02 * float(rng.normal())
+    glass = _colour(hue, saturation, float(rng.uniform(0.15, 0.24)))
+    backdrop *= 1.0 - 0.2 * glow(grid, 0.03, 0.05, 1.02)  # the bottle's soft shadow
+    image = backdrop.copy()
+    r, theta = polar(grid)
+    mirrored = 1.0 + 0.14 * np.cos(2.0 * theta + float(rng.uniform(0.0, 2.0 * math.pi)))
+    mirrored += 0.05 * smooth_noise(rng, size, 5)
+    wall = np.clip(radial_profile(r, _wall(rng, glass), 1.05) * mirrored, 0.0, 1.0)
+    paint(image, wall, coverage(r - 1.0, 2.5 * grid.pixel))
+    _bottom(rng, image, grid, hue + 0.03 * float(rng.normal()))
+    refraction = _colour(0.07 + 0.03 * float(rng.normal()), 0.6, float(rng.uniform(0.5, 0.75)))
+    _highlights(rng, image, grid, refraction)
+    return Bottle(image, backdrop, grid, glass)
+
+
+def _shatter(
+    rng: Generator, bottle: Bottle, grid: Grid, region: Array, radius: float, low: float, high: float
+) -> None:
+    """Fill `region` (S, S) with facets of glass from `low` to `high` brightness."""
+    level = low + (high - low) * facets(grid, rng, radius, int(rng.integers(6, 10)))
+    tint = bottle.glass / bottle.glass.mean()
+    paint(bottle.image, np.clip((0.5 + 0.5 * tint)[:, None, None] * level, 0.0, 1.0), region)
+
+
+def _fracture(rng: Generator, grid: Grid, centre: float, arc: float, through: bool) -> tuple[Array, Array]:
+    """Distances (S, S) to a jagged sector of the rim, `arc` radians long, and to its missing part."""
+    r, theta = polar(grid)
+    beside = wedge(theta, centre, 0.0)
+    clockwise = wedge(theta, centre + 0.5 * math.pi, 0.0) < 0.5 * math.pi
+    along = np.where(clockwise, beside, -beside)
+    turns = np.linspace(-0.6 * arc, 0.6 * arc, 7)
+    ends = 0.5 * arc * (1.0 + 0.2 * rng.uniform(-1.0, 1.0, 7))
+    rims = (1.08 if through else 0.82) + 0.07 * rng.uniform(-1.0, 1.0, 7)
+    brinks = 0.82 + 0.07 * rng.uniform(-1.0, 1.0, 7)
+    half = np.interp(along + 3.0 * r, np.linspace(1.0, 3.4, 7), ends).astype(np.float32)
+    outer = np.interp(along, turns, rims).astype(np.float32)
+    outline = np.maximum.reduce([(beside - half) * r, r - outer, OPENING - 0.01 - r])
+    return outline, np.maximum(outline, np.interp(along, turns, brinks).astype(np.float32) - r)
+
+
+def _break_large(rng: Generator, bottle: Bottle) -> Array:
+    """Break 35 to 80 degrees of the rim, half the time out through the wall; returns where (S, S)."""
+    grid, centre = bottle.grid, float(rng.uniform(-math.pi, math.pi))
+    through = bool(rng.random() < 0.5)
+    arc = math.radians(float(rng.uniform(38.0 if through else 50.0, 78.0)))
+    outline, gap = _fracture(rng, grid, centre, arc, through)
+    region = coverage(np.maximum(outline, disc(grid, 1.0)), 1.2 * grid.pixel)
+    missing = coverage(gap, 1.2 * grid.pixel)
+    middle = place(grid, 0.65 * math.cos(centre), 0.65 * math.sin(centre))
+    _shatter(rng, bottle, middle, region, 0.3, 0.02, 0.95)
+    if through:
+        paint(bottle.image, bottle.backdrop, missing)
+        outline = np.maximum(outline, -gap)
+    edge = np.exp(-np.abs(outline) * (1.0 / max(0.014, grid.pixel)))
+    paint(bottle.image, WHITE, float(rng.uniform(0.4, 0.8)) * edge * region)
+    return region
+
+
+def _break_small(rng: Generator, bottle: Bottle) -> Array:
+    """Chip the lip in one place; returns where (S, S)."""
+    angle, radius = float(rng.uniform(-math.pi, math.pi)), float(rng.uniform(0.57, 0.70))
+    grid = place(bottle.grid, radius * math.cos(angle), radius * math.sin(angle), angle)
+    reach = float(rng.uniform(0.13, 0.17))
+    parts = [shard(place(grid, 0.0, float(rng.uniform(-0.5, 0.5)) * reach), rng, reach) for _ in range(2)]
+    outline = np.minimum(np.minimum(*parts), disc(grid, 0.6 * reach))
+    region = coverage(outline, 1.2 * grid.pixel)
+    paint(bottle.image, 0.3 * bottle.glass, 0.7 * coverage(outline - 0.02, 0.05))  # the dark bed of the chip
+    _shatter(rng, bottle, grid, region, reach, float(rng.uniform(0.3, 0.5)), 1.0)
+    return region
+
+
+def _dirt_colour(rng: Generator, there: Array) -> Array:
+    """A colour of dirt (3,) that stands out from the colour `there` (3,)."""
+    tries = [
+        _colour(h + 0.02 * float(rng.normal()), s, v * float(rng.uniform(0.85, 1.1))) for h, s, v in DIRT
+    ]
+    seen = [c for c in tries if float(np.abs(c - there).mean()) > 0.18]
+    return seen[int(rng.integers(len(seen)))] if seen else WHITE
+
+
+def _speck(rng: Generator, grid: Grid, radius: float) -> Array:
+    """Distance (S, S) to a piece of dirt about the origin: an irregular lump, or a fibre."""
+    if rng.random() < 0.7:
+        return blob(grid, rng, radius, 0.25)
+    length, bend, angle = rng.uniform((0.36, -0.4, -math.pi), (0.52, 0.4, math.pi)).tolist()
+    start = (-0.5 * length * math.cos(angle), -0.5 * length * math.sin(angle))
+    strand = polyline(grid, walk(rng, start, angle - 2.5 * bend, length, 6, 0.2, bend))
+    return strand - float(rng.uniform(0.026, 0.036))
+
+
+def _contaminate(rng: Generator, bottle: Bottle) -> Array:
+    """Lay 1 to 3 pieces of dirt into the opening; returns where (S, S)."""
+    count = int(rng.integers(1, 4))
+    inside = coverage(disc(bottle.grid, OPENING - 0.03), bottle.grid.pixel)
+    total = np.zeros_like(inside)
+    first = float(rng.uniform(-math.pi, math.pi))
+    for k in range(count):
+        angle, away = first + 2.0 * math.pi * k / count, float(rng.uniform(0.08, 0.26))
+        at = place(bottle.grid, away * math.cos(angle), away * math.sin(angle))
+        radius = float(rng.uniform(0.14, 0.22)) * (1.0 if count == 1 else 0.8)
+        distance = _speck(rng, at, radius)
+        region = coverage(distance, 1.5 * bottle.grid.pixel) * inside
+        there = (bottle.image * region).sum((1, 2)) / max(float(region.sum()), 1e-6)
+        relief = 1.0 - 0.3 * np.clip(distance * (1.0 / radius) + 0.3, -1.0, 1.0)
+        relief += 0.1 * smooth_noise(rng, inside.shape[0], 14)
+        paint(
+            bottle.image, np.zeros(3, np.float32), 0.35 * coverage(distance - 0.02, 0.08) * inside
+        )  # shadow
+        paint(bottle.image, np.clip(_dirt_colour(rng, there)[:, None, None] * relief, 0.0, 1.0), region)
+        total = np.maximum(total, region)
+    return total
+
+
+DAMAGES = {"broken_large": _break_large, "broken_small": _break_small, "contamination": _contaminate}
+
+
+def draw_bottle(damage: str, seed: int, size: int = 256) -> tuple[Array, Array]:
+    """Image (S, S, 3) uint8 and mask (S, S) uint8 of class index + 1 (0 elsewhere).
+
+    A pure function of `damage`, one of CLASSES, and `seed`; a good bottle's mask is all 0.
+    """
+    index = CLASSES.index(damage)
+    rng = np.random.default_rng([index, seed])
+    bottle = _bottle(rng, size)
+    mask = np.zeros((size, size), np.uint8)
+    if damage in DAMAGES:
+        mask[DAMAGES[damage](rng, bottle) > 0.5] = index + 1
+    return to_uint8(bottle.image), mask
+
+
+def write_demo(out: Path, per_class: int, seed: int, size: int = 256) -> None:
+    """Write `per_class` images a class, and masks, under `out`; image i is the same for any per_class."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: exists and is not an empty folder; name another one for the demo dataset")
+    palette = np.zeros((256, 3), np.uint8)
+    for value, rgb in MASK_COLOURS.items():
+        palette[value] = rgb
+    for damage in CLASSES:
+        for kind in ("image",) if damage == "good" else ("image", "mask", "rgb_mask"):
+            (out / kind / damage).mkdir(parents=True)
+        for i in range(per_class):
+            image, mask = draw_bottle(damage, seed * 1_000_000 + i, size)
+            Image.fromarray(image).save(out / "image" / damage / f"{i:03d}.png")
+            if damage != "good":
+                Image.fromarray(mask).save(out / "mask" / damage / f"{i:03d}_mask.png")
+                Image.fromarray(palette[mask]).save(out / "rgb_mask" / damage / f"{i:03d}_rgb_mask.png")

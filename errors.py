@@ -1,0 +1,51 @@
+"""Mistakes that a user can mend: raised anywhere, printed as one line, exit status 2."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Callable
+
+import torch
+
+
+class UserError(Exception):
+    """Something the user can mend. The message is one line: it names the file or flag and says what to do."""
+
+
+def _message(error: BaseException) -> str | None:
+    """The one line for an error from outside the program; None for a bug, which keeps its traceback."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
+        return "out of memory: lower --batch-size (and raise --accumulate as much) or --resolution"
+    if isinstance(error, MemoryError):
+        return "out of memory: lower --batch-size or --resolution, or close other programs"
+    if isinstance(error, OSError) and error.errno is not None:
+        name = error.filename if error.filename is not None else "a file"
+        advice = {errno.ENOSPC: "free some disk space and run the same command again",
+                  errno.EDQUOT: "your disk quota is used up: free some space and run the same command again",
+                  errno.EACCES: "check its permissions", errno.EROFS: "choose a folder that can be written"}
+        hint = advice.get(error.errno)
+        return f"{name}: {os.strerror(error.errno)}" + (f"; {hint}" if hint else "")
+    return None
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call `main`; end a user's mistake in one line on stderr with status 2, Ctrl-C with status 130."""
+    try:
+        main()
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader (head, less) went away: nothing is wrong here
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception as error:
+        message = _message(error)
+        if message is None:
+            raise
+        print("error: " + " ".join(message.split()), file=sys.stderr)
+        sys.exit(2)

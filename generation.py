@@ -1,0 +1,147 @@
+"""A base and a checkpoint made into images: eps(z_t, t) for the samplers, in previews and sample.py alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import lora
+from adapter import NULL, ClassContext, Header, find_adapter, load_adapter, read_adapter
+from errors import UserError
+from sd.diffusion import Eps, Noise, ddim, ddpm, dpm_solver
+from sd.unet import UNet
+from sd.vae import VAE
+from sd.weights import fingerprint, load_unet, load_vae
+from seeds import torch_rng
+
+SAMPLERS = ("ddim", "ddpm", "dpm++")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How to draw: the settings that, with a seed, a class and a number, fix an image."""
+
+    seed: int = 42
+    steps: int = 50
+    sampler: str = "ddim"
+    eta: float = 0.0
+    guidance: float = 1.0
+
+
+def choose_device(name: str) -> torch.device:
+    """--device: "auto" is the GPU where there is one. Raises UserError for a device that is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name}: not available here; use cpu, or install PyTorch for it") from error
+
+
+def choose_precision(name: str, device: torch.device) -> torch.dtype:
+    """--precision: "auto" is bf16 on GPUs that have it in hardware, fp16 on older ones, fp32 on a CPU.
+
+    By compute capability: is_bf16_supported() says yes on a T4 too, where bf16 is emulated and slow.
+    """
+    if name != "auto":
+        if name == "fp16" and device.type == "cpu":
+            raise UserError("--precision fp16 needs a GPU; use fp32 or bf16 on the CPU")
+        return DTYPES[name]
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Mixed precision in `dtype`; nothing at all for fp32."""
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
+def guided(unet: UNet, context: ClassContext, class_id: Tensor, guidance: float) -> Eps:
+    """eps(z_t, t) for the classes (B,) given, with classifier-free guidance (Ho & Salimans 2022, 2207.12598).
+
+    eps_null + guidance * (eps_class - eps_null); at guidance 1 the null half is not computed.
+    """
+    ids = class_id if guidance == 1 else torch.cat([class_id, torch.full_like(class_id, NULL)])
+    tokens = context(ids).to(unet.conv_in.weight.dtype)
+
+    def eps(z_t: Tensor, t: int) -> Tensor:
+        z_t = torch.cat([z_t] * (len(ids) // len(class_id))).to(unet.conv_in.weight.dtype)
+        eps_hat = unet(z_t, torch.full((len(ids),), t, device=z_t.device), tokens).float()
+        if guidance == 1:
+            return eps_hat
+        eps_class, eps_null = eps_hat.chunk(2)
+        return eps_null + guidance * (eps_class - eps_null)
+
+    return eps
+
+
+def run_sampler(drawing: Drawing, eps: Eps, z: Tensor, noise: Noise) -> Iterator[Tensor]:
+    """The chosen sampler, started from z = z_T."""
+    if drawing.sampler == "ddim":
+        return ddim(eps, z, steps=drawing.steps, eta=drawing.eta, noise=noise)
+    if drawing.sampler == "ddpm":
+        return ddpm(eps, z, steps=drawing.steps, noise=noise)
+    return dpm_solver(eps, z, steps=drawing.steps)
+
+
+@torch.no_grad()
+def draw(unet: UNet, vae: VAE, context: ClassContext, wanted: list[tuple[str, int, int]], drawing: Drawing,
+         resolution: int) -> Tensor:
+    """Draw images (B, 3, R, R) in [-1, 1], R = resolution: one for each (class name, class id, number) wanted.
+
+    The noise of an image depends on (seed, class name, number) alone, so batches can be cut anywhere.
+    """
+    device, size = next(unet.parameters()).device, resolution // 8
+
+    def noise(*step: int | str) -> Tensor:
+        draws = [torch.randn(4, size, size, generator=torch_rng(drawing.seed, *step, name, number))
+                 for name, _, number in wanted]
+        return torch.stack(draws).to(device)
+
+    class_id = torch.tensor([i for _, i, _ in wanted], device=device)
+    eps = guided(unet, context, class_id, drawing.guidance)
+    *_, z = run_sampler(drawing, eps, noise("z_T"), lambda i: noise("step", i))
+    with torch.autocast(device.type, enabled=False):  # in fp32 and one by one: precise, and little memory
+        return torch.cat([vae.decode(z_0.float()) for z_0 in z.split(1)]).clamp(-1, 1)
+
+
+@dataclass(frozen=True)
+class Generator:
+    """A checkpoint on its base, ready to draw."""
+
+    unet: UNet
+    vae: VAE
+    context: ClassContext
+    header: Header
+    path: Path
+
+    def draw(self, wanted: list[tuple[str, int]], drawing: Drawing) -> Tensor:
+        """Images (B, 3, R, R) in [-1, 1] for (class name, number) pairs; R is the training resolution."""
+        ids = [(name, self.header.classes.index(name), number) for name, number in wanted]
+        return draw(self.unet, self.vae, self.context, ids, drawing, self.header.resolution)
+
+
+def load_generator(ckpt: Path, *, base: str | None, strength: float, device: torch.device,
+                   dtype: torch.dtype) -> Generator:
+    """Load a checkpoint and the base that its header names (or `base`), merge its LoRA at `strength`.
+
+    Raises UserError for a damaged file or a base with other weights than the checkpoint was trained on.
+    """
+    path = find_adapter(ckpt)
+    tensors, header = read_adapter(path)
+    unet = load_unet(base or header.base, device="cpu", dtype=torch.float32)
+    if fingerprint(unet) != header.fingerprint:
+        raise UserError(f"{path}: was trained on other weights than --base {base or header.base} has; "
+                        f"give the base it was trained on ({header.base})")
+    context = load_adapter(path, header, tensors, unet, unet.config.cross_attention_dim)
+    lora.set_strength(unet, strength)
+    lora.merge(unet)  # in fp32, then cast once: small updates would vanish in half weights
+    vae = load_vae(base or header.base, device=device, dtype=torch.float32)
+    return Generator(unet.to(device, dtype), vae, context.to(device), header, path)

@@ -1,0 +1,131 @@
+"""LoRA (Hu et al. 2021, arXiv 2106.09685): trainable low-rank adapters beside frozen linear layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import seeds
+from errors import UserError
+
+TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+class LoRALinear(nn.Linear):
+    """y = W x + b + strength * alpha/r * B A dropout(x), eq. 3 of the paper; A is (r, in) and B is (out, r).
+
+    W and b are the base layer's own tensors under their own names, so the base's keys stay the checkpoint's.
+    The adapter adds `lora_A.weight` and `lora_B.weight`, in fp32 whatever W is. `strength` is for sampling.
+    """
+
+    def __init__(self, base: nn.Linear, rank: int, alpha: float, dropout: float,
+                 rng: torch.Generator) -> None:
+        # Layers made on the meta device allocate and draw nothing; the real tensors then take their places.
+        super().__init__(base.in_features, base.out_features, base.bias is not None, device="meta")
+        self.weight, self.bias = base.weight, base.bias
+        self.rank, self.alpha, self.dropout, self.strength = rank, alpha, dropout, 1.0
+        A = torch.empty(rank, base.in_features, dtype=torch.float32, device="cpu")
+        nn.init.kaiming_uniform_(A, a=math.sqrt(5), generator=rng)
+        B = torch.zeros(base.out_features, rank, dtype=torch.float32, device="cpu")  # zero: delta starts at 0
+        self.lora_A = nn.Linear(base.in_features, rank, bias=False, device="meta")
+        self.lora_B = nn.Linear(rank, base.out_features, bias=False, device="meta")
+        for layer, weight in ((self.lora_A, A), (self.lora_B, B)):
+            layer.weight = nn.Parameter(weight.to(base.weight.device))
+        self.train(base.training)
+
+    @property
+    def scale(self) -> float:
+        """The factor on B A."""
+        return self.strength * self.alpha / self.rank
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out) in the base's output dtype."""
+        y = super().forward(x)
+        if self.strength == 0:
+            return y
+        # Without autocast, fp32 adapters need fp32 input; under it, casting up would only be undone.
+        if x.dtype != self.lora_A.weight.dtype and not torch.is_autocast_enabled(x.device.type):
+            x = x.to(self.lora_A.weight.dtype)
+        delta = self.lora_B(self.lora_A(F.dropout(x, self.dropout, self.training)))
+        return torch.add(y, delta, alpha=self.scale).to(y.dtype)
+
+    @torch.no_grad()
+    def merged(self) -> nn.Linear:
+        """A plain layer with W + scale * B A, summed in fp32 and rounded once to W's dtype."""
+        plain = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
+        W, A, B = self.weight.float(), self.lora_A.weight.float(), self.lora_B.weight.float()
+        weight = torch.addmm(W, B, A, alpha=self.scale).to(self.weight.dtype)
+        plain.weight, plain.bias = nn.Parameter(weight, requires_grad=False), self.bias
+        return plain.train(self.training)
+
+
+def _adapters(model: nn.Module) -> Iterator[tuple[str, LoRALinear]]:
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, LoRALinear))
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+def inject(model: nn.Module, rank: int = 16, alpha: float = 32, dropout: float = 0.1,
+           targets: Sequence[str] = TARGETS, seed: int = 0) -> list[nn.Parameter]:
+    """Freeze all of `model` and adapt, in place, each linear layer whose dotted name ends in a target.
+
+    Call it once the base has its weights, dtype and device. A depends on (seed, layer name) alone.
+    Returns the adapters' parameters: A and B of each layer, in module order.
+    """
+    if rank < 1 or not 0 < alpha < math.inf or not 0 <= dropout < 1:
+        raise UserError(f"--rank {rank} --alpha {alpha} --dropout {dropout}: give a rank of 1 or more, "
+                        "an alpha above 0 and a dropout from 0 to below 1")
+    linears = {name: module for name, module in model.named_modules() if type(module) is nn.Linear}
+    chosen: set[str] = set()
+    for target in targets:
+        found = {name for name in linears if f".{name}".endswith(f".{target}")}
+        if not found:
+            raise UserError(f"LoRA target {target!r}: the model has no plain linear layer of that name")
+        chosen |= found
+    model.requires_grad_(False)
+    parameters: list[nn.Parameter] = []
+    for name in [name for name in linears if name in chosen]:
+        layer = LoRALinear(linears[name], rank, alpha, dropout, seeds.torch_rng(seed, name))
+        _replace(model, name, layer)
+        parameters += [layer.lora_A.weight, layer.lora_B.weight]
+    return parameters
+
+
+def set_strength(model: nn.Module, strength: float) -> None:
+    """Set the adapters' strength at sampling: 0 the base alone, 1 as trained."""
+    for _, layer in _adapters(model):
+        layer.strength = strength
+
+
+def merge(model: nn.Module) -> None:
+    """Replace every adapter, at its present strength, by a plain linear layer that computes the same."""
+    for name, layer in list(_adapters(model)):
+        _replace(model, name, layer.merged())
+
+
+def lora_state(model: nn.Module) -> dict[str, Tensor]:
+    """The adapters' own tensors: "<module>.lora_A.weight" (r, in) and "<module>.lora_B.weight" (out, r)."""
+    return {f"{name}.{part}.weight": getattr(layer, part).weight.detach()
+            for name, layer in _adapters(model) for part in ("lora_A", "lora_B")}
+
+
+def load_lora_state(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Fill an injected model's adapters. All is checked before anything is written."""
+    own = lora_state(model)
+    shapes = [f"{key} {tuple(state[key].shape)}, the model has {tuple(own[key].shape)}"
+              for key in own.keys() & state.keys() if state[key].shape != own[key].shape]
+    for problem, keys in (("missing", own.keys() - state.keys()), ("unexpected", state.keys() - own.keys()),
+                          ("of another shape", shapes)):
+        if keys:
+            first, *rest = sorted(keys)
+            raise UserError(f"LoRA tensors {problem}: {first}" + (f" and {len(rest)} more" if rest else "")
+                            + "; was the adapter trained with another base, --rank or targets?")
+    for key, tensor in own.items():
+        tensor.copy_(state[key])

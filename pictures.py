@@ -1,0 +1,100 @@
+"""Pictures about pictures: grids with labels, masks outlined, curves. Everything is drawn in memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+GAP = 4
+PAPER, INK = (255, 255, 255), (25, 25, 25)
+
+
+def tensor_to_image(image: torch.Tensor) -> Image.Image:
+    """(3,H,W) in [-1,1] -> a picture. Values beyond the range are clipped, NaN becomes black."""
+    levels = ((image.detach().float().cpu() + 1) * 127.5).nan_to_num(0.0).round().clamp(0, 255)
+    return Image.fromarray(levels.byte().permute(1, 2, 0).contiguous().numpy())
+
+
+def outline(image: Image.Image, mask: np.ndarray, colour: tuple[int, int, int] = (255, 0, 80)) -> Image.Image:
+    """`image` in RGB with the border of `mask` (H,W), not 0 on the damage, drawn just outside the damage."""
+    width = max(1, min(image.size) // 96)
+    region = Image.fromarray((mask != 0).astype(np.uint8) * 255)
+    border = np.array(region.filter(ImageFilter.MaxFilter(2 * width + 1))) - np.array(region)
+    drawn = image.convert("RGB")
+    drawn.paste(colour, mask=Image.fromarray(border))
+    return drawn
+
+
+def _text_size(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> tuple[int, int]:
+    draw = ImageDraw.Draw(Image.new("L", (1, 1)))
+    left, top, right, bottom = draw.multiline_textbbox((0, 0), text, font=font)
+    return int(right - left) + 1, int(bottom - top) + 1
+
+
+def grid(rows: list[list[Image.Image]], row_labels: list[str], title: str = "") -> Image.Image:
+    """Rows of pictures on white, each with its label to the left, and a title above.
+
+    Every cell has the size of the largest picture; rows may differ in length, labels may have several lines.
+    Text is at least 13 pixels high, larger where cells are.
+    """
+    cell_width = max(image.width for row in rows for image in row)
+    cell_height = max(image.height for row in rows for image in row)
+    font = ImageFont.load_default(size=min(28, max(13, cell_height // 10)))
+    title_font = ImageFont.load_default(size=min(32, max(15, cell_height // 8)))
+    label_width = max(_text_size(label, font)[0] for label in row_labels) + 3 * GAP
+    title_width, title_height = _text_size(title, title_font) if title else (0, 0)
+    top = title_height + 4 * GAP if title else GAP
+    width = max(label_width + max(map(len, rows)) * (cell_width + GAP), title_width + 4 * GAP)
+    sheet = Image.new("RGB", (width, top + len(rows) * (cell_height + GAP)), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    if title:
+        draw.text((2 * GAP, GAP), title, fill=INK, font=title_font)
+    for y, (row, label) in enumerate(zip(rows, row_labels, strict=True)):
+        row_top = top + y * (cell_height + GAP)
+        label_top = row_top + (cell_height - _text_size(label, font)[1]) // 2
+        draw.multiline_text((2 * GAP, label_top), label, fill=INK, font=font)
+        for x, image in enumerate(row):
+            sheet.paste(image.convert("RGB"), (label_width + x * (cell_width + GAP), row_top))
+    return sheet
+
+
+def _smooth(values: list[float]) -> list[float]:
+    """A moving average without bias at the start, over about a twentieth of the run."""
+    decay, total, weight, smooth = 1 - 1 / max(2.0, len(values) / 20), 0.0, 0.0, []
+    for value in values:
+        total, weight = decay * total + (1 - decay) * value, decay * weight + (1 - decay)
+        smooth.append(total / weight)
+    return smooth
+
+
+def curves(rows: list[dict[str, Any]], title: str = "") -> Image.Image:
+    """Loss (raw and smoothed) and learning rate over steps, from metrics rows with step, loss and lr.
+
+    Rows without a loss, and losses that are not finite, are left out. Needs no display.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import
+    from matplotlib.figure import Figure
+
+    rows = [row for row in rows if row.get("loss") is not None and np.isfinite(row["loss"])]
+    steps, losses = [row["step"] for row in rows], [row["loss"] for row in rows]
+    figure = Figure(figsize=(9, 6), dpi=110, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    above, below = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [3, 1]})
+    above.plot(steps, losses, color="0.75", linewidth=0.8, label="loss")
+    above.plot(steps, _smooth(losses), color="tab:blue", linewidth=2, label="smoothed")
+    if losses:  # a few wild steps must not press the curve flat
+        above.set_ylim(0, 1.1 * max(np.percentile(losses, 99), 1e-8))
+        above.legend(frameon=False)
+    above.set_ylabel("loss")
+    below.plot(steps, [row["lr"] for row in rows], color="tab:orange", drawstyle="steps-post")
+    below.set(xlabel="step", ylabel="learning rate", ylim=(0, None))
+    below.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    for axes in (above, below):
+        axes.grid(color="0.92")
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")

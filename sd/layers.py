@@ -1,0 +1,159 @@
+"""Building blocks of UNet, ControlNet and VAE. Modules are named after the published checkpoint's keys."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def timestep_embedding(t: Tensor, dim: int) -> Tensor:
+    """Sinusoids of the integer timesteps t (B,) -> (B, dim) fp32, cosines first (as SD 1.5 was trained).
+
+    "Attention is all you need", section 3.5; the frequencies are 10000^(-i / (dim/2)), i = 0 .. dim/2 - 1.
+    """
+    half = dim // 2
+    frequency = torch.exp(-math.log(10_000) * torch.arange(half, device=t.device, dtype=torch.float32) / half)
+    angle = t.float()[:, None] * frequency[None]
+    return torch.cat([angle.cos(), angle.sin()], dim=1)
+
+
+class TimestepEmbedding(nn.Module):
+    """(B, C) sinusoids -> (B, 4C), the conditioning that every resnet block of the UNet receives."""
+
+    def __init__(self, dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(dim, out_dim)
+        self.linear_2 = nn.Linear(out_dim, out_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear_2(F.silu(self.linear_1(x)))
+
+
+class ResnetBlock(nn.Module):
+    """GroupNorm, SiLU, conv, twice, with a skip. `time_dim` None: no time conditioning (the VAE)."""
+
+    def __init__(self, c_in: int, c_out: int, *, groups: int, eps: float,
+                 time_dim: int | None = None) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, c_in, eps=eps)
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
+        if time_dim is not None:
+            self.time_emb_proj = nn.Linear(time_dim, c_out)
+        self.norm2 = nn.GroupNorm(groups, c_out, eps=eps)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
+        self.conv_shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
+
+    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
+        """x (B, c_in, H, W), time (B, time_dim) -> (B, c_out, H, W)."""
+        h = self.conv1(F.silu(self.norm1(x)))
+        if time is not None:
+            h = h + self.time_emb_proj(F.silu(time))[:, :, None, None]
+        h = self.conv2(F.silu(self.norm2(h)))
+        return self.conv_shortcut(x) + h
+
+
+class Attention(nn.Module):
+    """softmax(Q K^T / sqrt(d)) V over `heads` heads; keys and values from `context`, or from x itself."""
+
+    def __init__(self, dim: int, heads: int, context_dim: int | None = None, *, bias: bool = False) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_q = nn.Linear(dim, dim, bias=bias)
+        self.to_k = nn.Linear(context_dim or dim, dim, bias=bias)
+        self.to_v = nn.Linear(context_dim or dim, dim, bias=bias)
+        self.to_out = nn.ModuleList([nn.Linear(dim, dim)])  # a list, because the published key is to_out.0
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """x (B, N, dim), context (B, L, context_dim) -> (B, N, dim)."""
+        context = x if context is None else context
+
+        def split(y: Tensor) -> Tensor:  # (B, N, dim) -> (B, heads, N, dim / heads)
+            return y.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+        q, k, v = split(self.to_q(x)), split(self.to_k(context)), split(self.to_v(context))
+        return self.to_out[0](F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class GEGLU(nn.Module):
+    """value * gelu(gate), both halves from one projection (Shazeer 2020, arXiv 2002.05202)."""
+
+    def __init__(self, dim: int, inner: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(dim, 2 * inner)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.proj(x).chunk(2, dim=-1)
+        return value * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    """The transformer's feed-forward layer; net.1 is where the checkpoint's authors had a dropout of zero."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(GEGLU(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, cross-attention to the context, feed-forward; each behind a LayerNorm and a skip."""
+
+    def __init__(self, dim: int, heads: int, context_dim: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2, self.norm3 = nn.LayerNorm(dim), nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.attn1 = Attention(dim, heads)
+        self.attn2 = Attention(dim, heads, context_dim)
+        self.ff = FeedForward(dim)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        x = x + self.attn1(self.norm1(x))
+        x = x + self.attn2(self.norm2(x), context)
+        return x + self.ff(self.norm3(x))
+
+
+class SpatialTransformer(nn.Module):
+    """A transformer block over the pixels of a feature map: where the context enters the UNet."""
+
+    def __init__(self, dim: int, heads: int, context_dim: int, *, groups: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, dim, eps=1e-6)  # 1e-6 here, 1e-5 in the UNet's resnets
+        self.proj_in = nn.Conv2d(dim, dim, 1)
+        self.transformer_blocks = nn.ModuleList([TransformerBlock(dim, heads, context_dim)])
+        self.proj_out = nn.Conv2d(dim, dim, 1)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """x (B, dim, H, W), context (B, L, context_dim) -> (B, dim, H, W)."""
+        height, width = x.shape[2:]
+        h = self.proj_in(self.norm(x)).flatten(2).transpose(1, 2)
+        for block in self.transformer_blocks:
+            h = block(h, context)
+        return x + self.proj_out(h.transpose(1, 2).unflatten(2, (height, width)))
+
+
+class Downsample(nn.Module):
+    """Halve height and width by a strided convolution."""
+
+    def __init__(self, dim: int, *, padding: int = 1) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(dim, dim, 3, stride=2, padding=padding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.conv.padding == (0, 0):  # the VAE pads right and bottom only; the UNet pads all round
+            x = F.pad(x, (0, 1, 0, 1))
+        return self.conv(x)
+
+
+class Upsample(nn.Module):
+    """Double height and width: nearest neighbour, then a convolution."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(dim, dim, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))

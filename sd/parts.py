@@ -1,0 +1,96 @@
+"""The components of a published model: what each is made into, and how files and config.json spell it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from errors import UserError
+from sd import compvis
+from sd.unet import UNet, UNetConfig
+from sd.vae import VAE, VAEConfig
+
+
+class Part(NamedTuple):
+    """One component. `settings` and `blocks` are what config.json may say beside the fields of `config`."""
+
+    folder: str
+    module: type[nn.Module]
+    config: Any  # what a model without a config.json is taken for
+    settings: dict[str, Any]
+    blocks: Callable[[int], dict[str, list[str]]]  # the block types of a model with so many levels
+    conv_in: str
+    name: Callable[[str], str]  # a key of a diffusers-layout file -> the module's
+    prefixes: tuple[str, ...]  # of this part's keys in an original file
+    original_name: Callable[[str], str]  # such a key, less its prefix -> the module's
+
+
+def _vae_name(name: str) -> str:
+    """The VAE's attention as SD 1.5's fp32 file still spells it, or any other name unchanged."""
+    if ".mid_block.attentions." not in name:
+        return name
+    legacy = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+    return ".".join(legacy.get(component, component) for component in name.split("."))
+
+
+UNET = Part(
+    folder="unet", module=UNet, config=UNetConfig(), conv_in="conv_in.weight",
+    settings={
+        "act_fn": "silu", "addition_embed_type": None, "attention_type": "default",
+        "center_input_sample": False, "class_embed_type": None, "conv_in_kernel": 3, "conv_out_kernel": 3,
+        "cross_attention_norm": None, "downsample_padding": 1, "dual_cross_attention": False,
+        "encoder_hid_dim": None, "flip_sin_to_cos": True, "freq_shift": 0, "mid_block_scale_factor": 1,
+        "mid_block_type": "UNetMidBlock2DCrossAttn", "norm_eps": 1e-5, "num_attention_heads": None,
+        "num_class_embeds": None, "only_cross_attention": False, "resnet_time_scale_shift": "default",
+        "time_cond_proj_dim": None, "time_embedding_type": "positional", "transformer_layers_per_block": 1,
+        "use_linear_projection": False},
+    blocks=lambda levels: {"down_block_types": ["CrossAttnDownBlock2D"] * (levels - 1) + ["DownBlock2D"],
+                           "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * (levels - 1)},
+    name=lambda name: name, prefixes=compvis.UNET_PREFIXES, original_name=compvis.unet_name)
+
+AUTOENCODER = Part(
+    folder="vae", module=VAE, config=VAEConfig(), conv_in="encoder.conv_in.weight",
+    settings={"act_fn": "silu", "latents_mean": None, "latents_std": None, "mid_block_add_attention": True,
+              "shift_factor": None, "use_post_quant_conv": True, "use_quant_conv": True},
+    blocks=lambda levels: {"down_block_types": ["DownEncoderBlock2D"] * levels,
+                           "up_block_types": ["UpDecoderBlock2D"] * levels},
+    name=_vae_name, prefixes=compvis.VAE_PREFIXES, original_name=compvis.vae_name)
+
+
+def read_config(part: Part, file: Path) -> Any:
+    """`part`'s dataclass from its config.json; unknown keys are ignored, null means the default.
+
+    Raises UserError, naming the key, for a value that another architecture has (SD 2, SDXL).
+    """
+    try:
+        given = json.loads(file.read_text(encoding="utf-8"))
+        given = {key: value for key, value in given.items() if value is not None}
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{file}: not a model's config.json ({error}); fetch the model again") from error
+
+    def refused(key: str, wanted: Any) -> UserError:
+        return UserError(f"{file}: {key} is {given[key]!r} where Stable Diffusion 1.5 has {wanted!r}; give a "
+                         "model of its architecture")
+
+    fields = {field.name: field.default for field in dataclasses.fields(part.config) if field.name in given}
+    for key, default in fields.items():
+        value = tuple(given[key]) if isinstance(given[key], list) else given[key]
+        numbers = value if isinstance(value, tuple) else (value,)
+        kinds = (int, float) if isinstance(default, float) else (int,)
+        if (isinstance(value, tuple) != isinstance(default, tuple) or not numbers
+                or any(type(number) not in kinds or number <= 0 for number in numbers)):
+            raise refused(key, default)
+        fields[key] = value
+    config = dataclasses.replace(part.config, **fields)
+    for key, wanted in (part.settings | part.blocks(len(config.block_out_channels))).items():
+        if key in given and given[key] != wanted:
+            raise refused(key, wanted)
+    # Narrower is a model of our own making; wider is SD 2 (1024) or SDXL (2048).
+    if getattr(config, "cross_attention_dim", 0) > UNetConfig.cross_attention_dim:
+        raise refused("cross_attention_dim", UNetConfig.cross_attention_dim)
+    return config

@@ -1,0 +1,94 @@
+"""The commands of data.py, as a person runs them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from trees import make_product, save, spoil, square_mask
+
+import data
+import errors
+from data import DataConfig, load_dataset
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*arguments: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, ROOT / "data.py", *map(str, arguments)], cwd=cwd, text=True,
+                          capture_output=True, timeout=120, env={**os.environ, **environment})
+
+
+def test_doctor_on_sound_data(tmp_path: Path) -> None:
+    make_product(tmp_path / "part")
+    result = run("doctor", "part", "--resolution", "64", cwd=tmp_path)
+    assert result.returncode == 0 and result.stderr == ""
+    assert "part/dent: 3 images, 96x96, RGB; 3 masks" in result.stdout
+    assert "mask values 2" in result.stdout
+    # 16 of 96 pixels from pixel 32: at 64 px 10.7 pixels from 21.3, which touch cells 2 and 3 each way.
+    assert "256 / 256 / 256 px, 2.78 / 2.78 / 2.78 %, 4 / 4 / 4 latent cells at 64 px" in result.stdout
+    assert "no problems found" in result.stdout
+    with Image.open(tmp_path / "doctor.png") as sheet:
+        assert sheet.width > 3 * 96 and sheet.height > 3 * 96
+
+
+def test_doctor_lists_every_problem(tmp_path: Path) -> None:
+    part = make_product(tmp_path / "part", count=6, value=255)
+    spoil(part / "image/crack/000.png", 0.6)
+    (part / "mask/crack/001_mask.png").unlink()
+    (part / "image/crack/002.png").unlink()
+    save(part / "mask/crack/003_mask.png", square_mask(0))
+    save(part / "mask/crack/004_mask.png", np.full((96, 96), 255, np.uint8))
+    save(part / "mask/good/000_mask.png", square_mask(1))
+    save(part / "mask/good/001_mask.png", square_mask(0))
+    shutil.copy(part / "image/dent/000.png", part / "image/good/005.png")
+    Image.open(part / "image/dent/001.png").save(part / "image/dent/002.png", optimize=True)
+    Image.open(part / "image/dent/003.png").save(part / "image/dent/resaved.jpg", quality=90)
+    save(part / "mask/dent/resaved_mask.png", square_mask(255))
+    (part / "image/dent/notes.txt").write_text("x")
+    result = run("doctor", part, "--out", tmp_path / "sheet.png", "--resolution", "64", cwd=tmp_path)
+    assert result.returncode == 1 and result.stderr == ""
+    problems = [line for line in result.stdout.splitlines() if line.startswith("problem: ")]
+    for expected in ("crack/000.png: cannot be read", "crack/001.png: no mask", "002_mask.png: a mask",
+                     "003_mask.png: empty", "004_mask.png: covers 100%", "good/000_mask.png: marks damage",
+                     "good/005.png: the same image as", "in another class", "dent/002.png: the same image as",
+                     "resaved.jpg: nearly the same image as"):
+        assert sum(expected in line for line in problems) == 1, (expected, result.stdout)
+    assert len(problems) == 9
+    assert "255: a plain mask" in result.stdout and "notes.txt" in result.stdout
+    assert (tmp_path / "sheet.png").exists() and not (tmp_path / "doctor.png").exists()
+
+
+def test_a_missing_folder(tmp_path: Path) -> None:
+    result = run("doctor", "gone", cwd=tmp_path)
+    assert result.returncode == 2 and result.stderr.startswith("error: gone: no such folder")
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("line", ["", "doctor", "doctor . --resolution 100", "doctor . --resolution x",
+                                  "demo", "demo out --per-class 0", "demo out --seed -1", "cure ."])
+def test_mistakes_on_the_command_line(line: str, monkeypatch: pytest.MonkeyPatch,
+                                      capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["data.py", *line.split()])
+    with pytest.raises(SystemExit) as stop:
+        errors.run(data.main)
+    assert stop.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+def test_no_network(tmp_path: Path) -> None:
+    result = run("doctor", "DS-MVTec/bottle", cwd=tmp_path, HF_HOME=str(tmp_path), HF_ENDPOINT="http://127.0.0.1:9")
+    assert result.returncode == 2 and result.stderr.count("\n") == 1
+    assert "fetching it from the hub failed" in result.stderr
+
+
+def test_demo_is_sound_data(tmp_path: Path) -> None:
+    result = run("demo", "out", "--per-class", "1", "--seed", "5", cwd=tmp_path)
+    assert result.returncode == 0 and "broken_large" in result.stdout
+    dataset = load_dataset(DataConfig(data=[str(tmp_path / "out")], load_masks=True), resolution=64)
+    assert dataset.classes == ["broken_large", "broken_small", "contamination", "good"] and len(dataset) == 4

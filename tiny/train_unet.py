@@ -1,0 +1,206 @@
+"""Train the embedded base's UNet and text encoder on procedural images: `python -m tiny.train_unet`.
+
+Latent diffusion as in Rombach et al. 2022, on what tiny/train_vae.py left. The words of a picture go through a small
+CLIP text model that is trained along; a tenth of the pictures lose their words, so that guidance works.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import time
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from sd.diffusion import Diffusion, ddim
+from sd.layers import Attention
+from sd.unet import UNet, UNetConfig
+from sd.vae import VAE
+from sd.weights import load_vae
+from seeds import torch_rng
+from tiny.common import (
+    HELD_OUT,
+    TINY,
+    draw_images,
+    learning_rate,
+    load_state,
+    prepare,
+    save_component,
+    save_state,
+    stream,
+    update_average,
+)
+from tiny.procedural import VOCABULARY
+
+CONFIG = UNetConfig(block_out_channels=(96, 128, 112, 80), layers_per_block=1, cross_attention_dim=128,
+                    attention_head_dim=2, norm_num_groups=16)
+TEXT = CLIPTextConfig(vocab_size=len(VOCABULARY), hidden_size=128, intermediate_size=256, num_hidden_layers=2,
+                      num_attention_heads=4, max_position_embeddings=12, projection_dim=128, bos_token_id=0,
+                      eos_token_id=1, pad_token_id=1)
+POOL = 24_576  # pictures kept as latents; each step adds fresh ones over the oldest
+
+
+class QuickAttention(Attention):
+    """The same sums written out: on CPUs the fused kernel's bf16 backward pass is 2 to 10 times slower than this
+    for so few tokens. Only training uses it; the weights are the plain Attention's."""
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        context = x if context is None else context
+        q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+                   for y in (self.to_q(x), self.to_k(context), self.to_v(context)))
+        weight = (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(-1)
+        return self.to_out[0]((weight @ v.to(weight.dtype)).transpose(1, 2).flatten(2))
+
+
+class Words(nn.Module):
+    """Words -> context (B, 12, 128): the last hidden states of a small CLIP text model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clip = CLIPTextModel(TEXT)
+        self.index = {word: i for i, word in enumerate(VOCABULARY)}
+
+    def ids(self, words: list[tuple[str, ...]]) -> Tensor:
+        """(B, 12) token ids: start, the words, end, padded with end. An empty tuple is the null condition."""
+        rows = [[0, *(self.index[w] for w in ws)] for ws in words]
+        return torch.tensor([row + [1] * (TEXT.max_position_embeddings - len(row)) for row in rows])
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.clip(input_ids=ids).last_hidden_state
+
+
+class Denoiser(nn.Module):
+    """UNet and text encoder as one set of weights to train and to average."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unet, self.words = UNet(CONFIG), Words()
+
+    def forward(self, z_t: Tensor, t: Tensor, ids: Tensor) -> Tensor:
+        return self.unet(z_t, t, self.words(ids))
+
+
+class Pool:
+    """A ring of encoded pictures: posterior mean and deviation, and token ids."""
+
+    def __init__(self, vae: VAE, words: Words) -> None:
+        self.vae, self.words, self.made = vae, words, 0
+        self.mean, self.std = torch.zeros(POOL, 4, 16, 16), torch.zeros(POOL, 4, 16, 16)
+        self.ids = torch.ones(POOL, TEXT.max_position_embeddings, dtype=torch.long)
+
+    @torch.no_grad()
+    def add(self, image: Tensor, words: list[tuple[str, ...]]) -> None:
+        where = torch.arange(self.made, self.made + len(image)) % POOL
+        image = image.to(next(self.vae.parameters()).device, memory_format=torch.channels_last)
+        with torch.autocast(image.device.type, torch.bfloat16):
+            mean, std = self.vae.posterior(image)
+        self.mean[where], self.std[where] = mean.float().cpu(), std.float().cpu()
+        self.ids[where] = self.words.ids(words)
+        self.made += len(image)
+
+    def batch(self, size: int, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """z_0, ids (a tenth of them null), eps and t of a step: a function of the step and the pool."""
+        rng = torch_rng("unet", step)
+        i = torch.randint(0, min(self.made, POOL), (size,), generator=rng)
+        z_0 = self.mean[i] + self.std[i] * torch.randn(size, 4, 16, 16, generator=rng)
+        drop = torch.rand(size, generator=rng) < 0.1
+        ids = torch.where(drop[:, None], self.words.ids([()]), self.ids[i])
+        return z_0, ids, torch.randn(z_0.shape, generator=rng), torch.randint(0, 1000, (size,), generator=rng)
+
+
+def export(model: Denoiser, folder: Path) -> None:
+    """Write unet/ and text_encoder/ in diffusers' layout."""
+    config = {"_class_name": "UNet2DConditionModel", **vars(CONFIG), "sample_size": 16, "act_fn": "silu",
+              "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"], "flip_sin_to_cos": True,
+              "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3, "freq_shift": 0, "norm_eps": 1e-5}
+    save_component(folder / "unet", model.unet, config)
+    copy.deepcopy(model.words.clip).half().save_pretrained(folder / "text_encoder", variant="fp16")
+
+
+@torch.no_grad()
+def held_out_loss(model: Denoiser, pool: Pool) -> float:
+    """The loss on held-out pictures at fixed noise and timesteps."""
+    z_0, ids, eps, t = pool.batch(256, -1)
+    z_t = Diffusion().add_noise(z_0, eps, t)
+    parts = [(model(*x) - e).square().mean() for *x, e in zip(*(y.split(64) for y in (z_t, t, ids, eps)),
+                                                              strict=True)]
+    return torch.stack(parts).mean().item()
+
+
+@torch.no_grad()
+def draw_sheet(model: Denoiser, vae: VAE, path: Path, guidance: float = 3.0, count: int = 32) -> None:
+    """Samples for the words of held-out pictures, above the pictures themselves."""
+    image, words = draw_images(range(HELD_OUT + 5000, HELD_OUT + 5000 + count))
+    context = torch.cat([model.words(model.words.ids(words)), model.words(model.words.ids([()] * count))])
+
+    def eps(z_t: Tensor, t: int) -> Tensor:
+        both = model.unet(torch.cat([z_t, z_t]), torch.full((2 * count,), t), context)
+        cond, null = both.chunk(2)
+        return null + guidance * (cond - null)
+
+    for z in ddim(eps, torch.randn(count, 4, 16, 16, generator=torch_rng("sheet")), steps=30):
+        pass
+    rows = torch.cat([torch.cat([*block.unbind()], dim=2) for pair in
+                      zip(vae.decode(z).split(8), image.split(8), strict=True) for block in pair], dim=1)
+    pixels = ((rows.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+    Image.fromarray(pixels).save(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=12_000)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--fresh", type=int, default=8, help="new pictures a step")
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, default=TINY / "work")
+    args = parser.parse_args()
+
+    torch.manual_seed(0)
+    vae = load_vae(str(args.out), device=args.device, dtype=torch.float32)
+    prepare(vae, args.device)
+    model = prepare(Denoiser(), args.device)
+    for module in model.modules():
+        if type(module) is Attention and args.device == "cpu":
+            module.__class__ = QuickAttention
+    average = copy.deepcopy(model).requires_grad_(False)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99), weight_decay=1e-2)
+    state, diffusion = args.out / "unet.state.safetensors", Diffusion()
+    start, began = load_state(state, model, average, optimizer), time.time()
+
+    pool, test = Pool(vae, model.words), Pool(vae, model.words)
+    test.add(*draw_images(range(HELD_OUT + 2000, HELD_OUT + 2256)))
+    first = max(0, start * args.fresh + 2048 - POOL)  # before the first step: 2,048 pictures, or the last POOL
+    for seed in tqdm(range(first, start * args.fresh + 2048, 32), "drawing", disable=None):
+        pool.add(*draw_images(range(seed, seed + 32)))
+    bar = tqdm(stream(2048, args.fresh, start, args.steps), initial=start, total=args.steps, disable=None)
+    for step, pictures in enumerate(bar, start):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, args.steps, args.lr)
+        pool.add(*pictures)
+        z_0, ids, eps, t = (x.to(args.device) for x in pool.batch(args.batch_size, step))
+        with torch.autocast(args.device, torch.bfloat16):
+            eps_hat = model(diffusion.add_noise(z_0, eps, t), t, ids)
+        loss = (eps_hat.float() - eps).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        update_average(average, model, step, 0.9995)
+        if (step + 1) % 500 == 0 or step + 1 == args.steps:
+            numbers = {"held_out_loss": held_out_loss(average, test), "loss": loss.item()}
+            with open(args.out / "unet.jsonl", "a") as log:
+                log.write(json.dumps({"step": step + 1, **numbers, "seconds": time.time() - began}) + "\n")
+            save_state(state, step + 1, model, average, optimizer)
+            export(average, args.out)
+            draw_sheet(average, vae, args.out / "samples.png")
+
+
+if __name__ == "__main__":
+    main()

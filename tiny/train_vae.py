@@ -1,0 +1,177 @@
+"""Train the embedded base's VAE from scratch on procedural images: `python -m tiny.train_vae`.
+
+Pixels, not perception: L1 at four scales plus MSE, and a weak KL term that keeps the latents compact. Left alone,
+such a network learns luminance first and stays grey for long; two things bring the colours early (measured in
+tiny/README.md): chroma counts as much as RGB in the loss, and at the start every block passes its input through.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from sd.layers import Attention, Downsample, ResnetBlock, Upsample
+from sd.vae import VAE, VAEConfig
+from seeds import torch_rng
+from tiny.common import (
+    HELD_OUT,
+    TINY,
+    draw_images,
+    learning_rate,
+    load_state,
+    prepare,
+    save_component,
+    save_state,
+    stream,
+    update_average,
+)
+
+CONFIG = VAEConfig(block_out_channels=(32, 64, 96, 96), layers_per_block=1, norm_num_groups=16)
+KL_WEIGHT = 1e-5
+
+
+# RGB -> the two chroma channels of YCbCr (ITU-R BT.601), doubled
+CHROMA = torch.tensor([[-0.338, -0.662, 1.0], [1.0, -0.838, -0.162]])
+
+
+@torch.no_grad()
+def pass_through(vae: VAE) -> None:
+    """Start with blocks that hand their input on: residual branches at zero, the other convolutions near identity,
+    and little posterior noise, or nothing is learnt for long."""
+    for module in vae.modules():
+        if isinstance(module, ResnetBlock):
+            nn.init.zeros_(module.conv2.weight)
+            if isinstance(module.conv_shortcut, nn.Conv2d):
+                weight = module.conv_shortcut.weight
+                weight.copy_(weight / 2 + nn.init.dirac_(torch.empty_like(weight)))
+        elif isinstance(module, (Downsample, Upsample)):
+            weight = module.conv.weight
+            identity = nn.init.dirac_(torch.empty_like(weight))
+            if isinstance(module, Downsample):  # the mean of 2 x 2 pixels
+                identity[:, :, :2, :2] = identity[:, :, 1:2, 1:2] / 4
+            weight.copy_(weight / 2 + identity)
+        elif isinstance(module, Attention):
+            nn.init.zeros_(module.to_out[0].weight)
+    vae.quant_conv.bias[vae.config.latent_channels:] -= 6
+
+
+def loss_fn(vae: VAE, image: Tensor, noise: Tensor) -> Tensor:
+    """Reconstruction at scales 1, 1/2, 1/4 and 1/8 plus the KL divergence to the unit Gaussian."""
+    mean, std = (m / CONFIG.scaling_factor for m in vae.posterior(image))
+    difference = vae.decode((mean + std * noise) * CONFIG.scaling_factor).float() - image
+    chroma = torch.einsum("ij,bjhw->bihw", CHROMA.to(image.device), difference)
+    difference = torch.cat([difference, chroma], dim=1)
+    loss = sum(F.avg_pool2d(difference, s).abs().mean() for s in (1, 2, 4, 8))
+    kl = 0.5 * (mean.float() ** 2 + std.float() ** 2 - 1 - 2 * std.float().log()).sum(dim=(1, 2, 3)).mean()
+    return loss + 2 * (difference ** 2).mean() + KL_WEIGHT * kl * (64 * 64) / (image.shape[2] * image.shape[3])
+
+
+def crops(image: Tensor, size: int, rng: torch.Generator) -> Tensor:
+    """Two random crops of each image, with random flips: a quarter of the work of the whole image."""
+    out = []
+    for picture in image:
+        for _ in range(2):
+            y, x = torch.randint(0, image.shape[2] - size + 1, (2,), generator=rng).tolist()
+            out.append(picture[:, y:y + size, x:x + size])
+    return torch.stack(out)
+
+
+@torch.no_grad()
+def evaluate(vae: VAE, image: Tensor) -> tuple[float, float]:
+    """(mean PSNR in dB, mean chroma error in Lab) of images (B, 3, H, W) after a round trip through the VAE."""
+    back = torch.cat([vae.decode(vae.posterior(x)[0]) for x in image.split(16)]).clamp(-1, 1)
+    psnr = -10 * torch.log10((((image - back) / 2) ** 2).mean(dim=(1, 2, 3)))
+    chroma = (lab(image)[:, 1:] - lab(back)[:, 1:]).square().sum(1).sqrt()
+    return psnr.mean().item(), chroma.mean().item()
+
+
+def lab(image: Tensor) -> Tensor:
+    """sRGB in [-1, 1], (B, 3, H, W), to CIE L*a*b* (D65; IEC 61966-2-1 and CIE 15)."""
+    rgb = ((image + 1) / 2).clamp(0, 1)
+    linear = torch.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    matrix = torch.tensor([[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750],
+                           [0.0193339, 0.1191920, 0.9503041]])
+    xyz = torch.einsum("ij,bjhw->bihw", matrix, linear) / torch.tensor([0.95047, 1.0, 1.08883])[:, None, None]
+    f = torch.where(xyz > 0.008856, xyz.clamp(min=1e-9) ** (1 / 3), 7.787 * xyz + 16 / 116)
+    x, y, z = f.unbind(1)
+    return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], dim=1)
+
+
+def held_out(vae: VAE) -> dict[str, float]:
+    """The numbers of the README: procedural images and demo bottles that training never saw."""
+    from demo import CLASSES, draw_bottle
+    image, _ = draw_images(range(HELD_OUT, HELD_OUT + 64))
+    bottles = np.stack([draw_bottle(c, HELD_OUT + i, 128)[0] for c in CLASSES for i in range(16)])
+    bottles = torch.from_numpy(bottles).permute(0, 3, 1, 2).float() / 127.5 - 1
+    (psnr, chroma), (bottle_psnr, bottle_chroma) = evaluate(vae, image), evaluate(vae, bottles)
+    return {"psnr_procedural": psnr, "chroma_procedural": chroma, "psnr_demo": bottle_psnr,
+            "chroma_demo": bottle_chroma}
+
+
+def measured_scaling(vae: VAE) -> float:
+    """1 / (standard deviation of the latents), so that scaled latents have unit variance."""
+    image, _ = draw_images(range(HELD_OUT + 1000, HELD_OUT + 1256))
+    with torch.no_grad():
+        mean = torch.cat([vae.posterior(x)[0] for x in image.split(16)]) / vae.config.scaling_factor
+    return 1 / mean.std().item()
+
+
+def export(vae: VAE, folder: Path) -> None:
+    """Write tiny/vae in diffusers' layout."""
+    config = {"_class_name": "AutoencoderKL", "act_fn": "silu", **{k: v for k, v in vars(CONFIG).items()},
+              "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4,
+              "sample_size": 128, "scaling_factor": round(measured_scaling(vae), 5), "force_upcast": False}
+    save_component(folder, vae, config)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, default=TINY / "work")
+    args = parser.parse_args()
+
+    torch.manual_seed(0)
+    vae = prepare(VAE(CONFIG), args.device)
+    pass_through(vae)
+    average = copy.deepcopy(vae).requires_grad_(False)
+    optimizer = torch.optim.AdamW(vae.parameters(), betas=(0.9, 0.99), weight_decay=1e-3)
+    state = args.out / "vae.state.safetensors"
+    start, began = load_state(state, vae, average, optimizer), time.time()
+
+    bar = tqdm(stream(0, 8, start, args.steps), initial=start, total=args.steps, disable=None)
+    for step, (image, _) in enumerate(bar, start):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, args.steps, args.lr)
+        if step < 0.9 * args.steps:  # the last tenth sees whole images
+            image = crops(image, 64, torch_rng("crop", step))
+        noise = torch.randn(len(image), 4, image.shape[2] // 8, image.shape[3] // 8,
+                            generator=torch_rng("vae", step))
+        image = image.to(args.device, memory_format=torch.channels_last)
+        with torch.autocast(args.device, torch.bfloat16):
+            loss = loss_fn(vae, image, noise.to(args.device))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        update_average(average, vae, step)
+        if (step + 1) % 250 == 0 or step + 1 == args.steps:
+            numbers = held_out(average) | {"loss": loss.item(), "seconds": time.time() - began}
+            with open(args.out / "vae.jsonl", "a") as log:
+                log.write(json.dumps({"step": step + 1, **numbers}) + "\n")
+            save_state(state, step + 1, vae, average, optimizer)
+            export(average, args.out / "vae")
+
+
+if __name__ == "__main__":
+    main()
