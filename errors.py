@@ -7,27 +7,32 @@ import os
 import sys
 from collections.abc import Callable
 
-import torch
-
 
 class UserError(Exception):
     """Something the user can mend. The message is one line: it names the file or flag and says what to do."""
 
 
+ADVICE = {errno.ENOSPC: "free some disk space and run the same command again",
+          errno.EDQUOT: "your disk quota is used up: free some space and run the same command again",
+          errno.EACCES: "check its permissions", errno.EROFS: "choose a folder that can be written"}
+
+
 def _message(error: BaseException) -> str | None:
     """The one line for an error from outside the program; None for a bug, which keeps its traceback."""
-    if isinstance(error, UserError):
-        return str(error)
-    if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
-        return "out of memory: lower --batch-size (and raise --accumulate as much) or --resolution"
+    text = str(error)
+    if isinstance(error, UserError):  # from a DataLoader's worker it comes with that process's traceback before
+        return text.rpartition("UserError: ")[2] if "Original Traceback" in text else text
+    # Known by name, for torch takes seconds to import and most mistakes happen before it is needed.
+    if type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in text:
+        return ("out of memory: use a smaller --batch-size (in training with a larger --accumulate, or "
+                "--checkpointing full)")
     if isinstance(error, MemoryError):
-        return "out of memory: lower --batch-size or --resolution, or close other programs"
+        return "out of memory: use a smaller --batch-size, or close other programs"
+    if "DataLoader worker" in text and "killed" in text:
+        return f"{text.splitlines()[0]}; this may be for want of memory: use --workers 0"
     if isinstance(error, OSError) and error.errno is not None:
         name = error.filename if error.filename is not None else "a file"
-        advice = {errno.ENOSPC: "free some disk space and run the same command again",
-                  errno.EDQUOT: "your disk quota is used up: free some space and run the same command again",
-                  errno.EACCES: "check its permissions", errno.EROFS: "choose a folder that can be written"}
-        hint = advice.get(error.errno)
+        hint = ADVICE.get(error.errno)
         return f"{name}: {os.strerror(error.errno)}" + (f"; {hint}" if hint else "")
     return None
 
@@ -37,8 +42,8 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
         sys.stdout.flush()
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(str(interrupt) or "interrupted", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # the reader (head, less) went away: nothing is wrong here
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

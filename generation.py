@@ -19,8 +19,6 @@ from sd.weights import fingerprint, load_unet, load_vae
 from seeds import torch_rng
 
 SAMPLERS = ("ddim", "ddpm", "dpm++")
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -32,35 +30,6 @@ class Drawing:
     sampler: str = "ddim"
     eta: float = 0.0
     guidance: float = 1.0
-
-
-def choose_device(name: str) -> torch.device:
-    """--device: "auto" is the GPU where there is one. Raises UserError for a device that is not there."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name}: not available here; use cpu, or install PyTorch for it") from error
-
-
-def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """--precision: "auto" is bf16 on GPUs that have it in hardware, fp16 on older ones, fp32 on a CPU.
-
-    By compute capability: is_bf16_supported() says yes on a T4 too, where bf16 is emulated and slow.
-    """
-    if name != "auto":
-        if name == "fp16" and device.type == "cpu":
-            raise UserError("--precision fp16 needs a GPU; use fp32 or bf16 on the CPU")
-        return DTYPES[name]
-    if device.type != "cuda":
-        return torch.float32
-    return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
-
-
-def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
-    """Mixed precision in `dtype`; nothing at all for fp32."""
-    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
 def guided(unet: UNet, context: ClassContext, class_id: Tensor, guidance: float) -> Eps:
@@ -136,7 +105,13 @@ def load_generator(ckpt: Path, *, base: str | None, strength: float, device: tor
     """
     path = find_adapter(ckpt)
     tensors, header = read_adapter(path)
-    unet = load_unet(base or header.base, device="cpu", dtype=torch.float32)
+    try:
+        unet = load_unet(base or header.base, device="cpu", dtype=torch.float32)
+    except UserError as error:
+        if base is not None:
+            raise
+        raise UserError(f"{path}: the base it was trained on cannot be loaded ({error}); give that model with "
+                        "--base, wherever it lies now") from error
     if fingerprint(unet) != header.fingerprint:
         raise UserError(f"{path}: was trained on other weights than --base {base or header.base} has; "
                         f"give the base it was trained on ({header.base})")

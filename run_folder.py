@@ -2,89 +2,126 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Callable
+import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from adapter import Header, save_adapter
+from data import DefectDataset
 from errors import UserError
-from files import save_image, save_json, save_tensors, write_atomic
+from files import append_row, read_rows, save_image, save_json, save_rows, save_tensors
 from pictures import curves
 
 # Flags that may differ when a run goes on: they change where, how long and how it is shown, not what it learns.
-MAY_CHANGE = {"data", "out", "epochs", "max_steps", "preview_every", "save_every", "preview_steps",
-              "preview_guidance", "device", "workers", "restart"}
+MAY_CHANGE = {"data", "base", "out", "epochs", "max_steps", "preview_every", "save_every", "preview_steps",
+              "preview_guidance", "checkpointing", "device", "workers", "restart"}
 
 
 class RunFolder:
-    """What is kept of a run: checkpoint for use, state to resume from, settings, metrics, curves."""
+    """What is kept of a run: checkpoint for use, state to resume from, settings, metrics, curves, previews.
 
-    def __init__(self, folder: Path, settings: dict[str, Any], tensors: dict[str, Tensor],
-                 average: dict[str, Tensor], optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
-                 save_adapter: Callable[[Path, dict[str, Tensor], int], None]) -> None:
-        self.folder, self.settings, self.tensors, self.average = folder, settings, tensors, average
-        self.optimizer, self.scaler, self.save_adapter = optimizer, scaler, save_adapter
-        self.metrics = folder / "metrics.jsonl"
+    tensors: what is trained, live; average: what the checkpoint for use holds, the same or their average.
+    """
 
-    def begin(self) -> int:
-        """Prepare the folder; the step to go on with. Raises UserError where another run lies there."""
-        state, settings = self.folder / "resume.safetensors", self.settings
-        if not state.exists() or settings["restart"]:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            state.unlink(missing_ok=True)
-            save_json(self.folder / "config.json", settings)
-            write_atomic(self.metrics, lambda path: path.write_text(json.dumps({"config": settings}) + "\n"))
-            return 0
-        before = json.loads((self.folder / "config.json").read_text())
-        changed = [f"--{k.replace('_', '-')} was {before.get(k)}, is {v}" for k, v in settings.items()
-                   if k not in MAY_CHANGE and before.get(k) != v]
+    def __init__(self, folder: Path, header: Header, dataset: DefectDataset, tensors: dict[str, Tensor],
+                 average: dict[str, Tensor], optimizer: torch.optim.Optimizer,
+                 scaler: torch.amp.GradScaler) -> None:
+        self.folder, self.header, self.tensors, self.average = folder, header, tensors, average
+        self.optimizer, self.scaler = optimizer, scaler
+        self.adapter, self.state = folder / "adapter.safetensors", folder / "resume.safetensors"
+        self.metrics, self.settings_file = folder / "metrics.jsonl", folder / "config.json"
+        self.curves, self.previews = folder / "curves.png", folder / "previews"
+        # What a run must share with the one it goes on from: its flags, and what these stood for.
+        counts = Counter(item.class_id for item in dataset.items)
+        self.settings = {**header.config, "images": {c: counts[i] for i, c in enumerate(header.classes)},
+                         "base_fingerprint": header.fingerprint}
+
+    def begin(self, restart: bool) -> int:
+        """Prepare the folder; the step to go on after. Raises UserError where it holds something else."""
+        files = [self.state, self.adapter, self.settings_file, self.curves, self.metrics]  # metrics last
+        there = [file for file in files if file.exists()]
+        rows = read_rows(self.metrics)
+        if there and not (rows and "config" in rows[0]):
+            raise UserError(f"{there[0]}: no training run of this project left that there; give another --out")
+        if restart:
+            for file in [*self.previews.glob("epoch_*.png"), *there]:
+                file.unlink()
+        for leftover in self.folder.glob(".*.tmp"):  # of a run that was killed while it wrote
+            leftover.unlink()
+        step = 0
+        if self.state.exists():
+            step = self._load()
+            print(f"{self.folder}: going on after step {step}", file=sys.stderr)
+        elif self.adapter.exists():
+            raise UserError(f"{self.folder}: holds a checkpoint, but no {self.state.name} to go on from; give "
+                            "another --out, or --restart to throw that checkpoint away")
+        else:
+            rows = []
+        kept = [row for row in rows[1:] if row.get("step", 0) <= step]
+        save_rows(self.metrics, [{"config": self.settings}, *kept])
+        save_json(self.settings_file, self.settings)
+        return step
+
+    def _load(self) -> int:
+        """Fill weights, averages, optimizer and scaler from the state; returns its step."""
+        try:
+            with safe_open(self.state, framework="pt") as file:
+                saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+                about = json.loads(file.metadata()["state"])
+            self._check(about["settings"])
+            for name, tensor in self._weights().items():
+                tensor.copy_(saved.pop(name))
+        except (SafetensorError, RuntimeError, TypeError, KeyError, ValueError) as error:
+            raise UserError(f"{self.state}: damaged ({error}); --restart starts anew") from error
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in saved.items():
+            _, index, key = name.split(".")
+            moments.setdefault(int(index), {})[key] = tensor
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        self.scaler.load_state_dict(about["scaler"])
+        return about["step"]
+
+    def _check(self, before: dict[str, Any]) -> None:
+        """Raises UserError, listing the differences, where the state is of a run with other settings."""
+        changed = [f"{'--' * (key in self.header.config)}{key.replace('_', '-')} was {before.get(key)}, is {value}"
+                   for key, value in self.settings.items() if key not in MAY_CHANGE and before.get(key) != value]
         if changed:
             raise UserError(f"{self.folder} holds a run with other settings ({'; '.join(changed)}): "
                             "give those, another --out, or --restart to start anew")
-        step = self._load(state)
-        rows = self.metrics.read_text().splitlines()
-        kept = [row for row in rows if json.loads(row).get("step", 0) <= step]
-        write_atomic(self.metrics, lambda path: path.write_text("\n".join(kept) + "\n"))
-        print(f"{self.folder}: going on after step {step}")
-        return step
 
-    def _load(self, path: Path) -> int:
-        try:
-            with safe_open(path, framework="pt") as file:
-                saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-                metadata = json.loads(file.metadata()["state"])
-        except (SafetensorError, TypeError, KeyError, ValueError) as error:
-            raise UserError(f"{path}: damaged ({error}); --restart starts anew") from error
-        for prefix, own in (("weight.", self.tensors), ("average.", self.average)):
-            for name, tensor in own.items():
-                tensor.copy_(saved[prefix + name])
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in saved.items():
-            if name.startswith("optimizer."):
-                _, index, key = name.split(".")
-                moments.setdefault(int(index), {})[key] = tensor
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-        self.scaler.load_state_dict(metadata["scaler"])
-        return metadata["step"]
+    def _weights(self) -> dict[str, Tensor]:
+        """Trained and averaged weights by their names in the state."""
+        weights = {f"weight.{name}": tensor for name, tensor in self.tensors.items()}
+        if self.average is not self.tensors:
+            weights |= {f"average.{name}": tensor for name, tensor in self.average.items()}
+        return weights
 
     def save(self, step: int) -> None:
-        """The checkpoint for use, the state to resume from and the curves; each replaces the one before."""
-        self.save_adapter(self.folder / "adapter.safetensors", self.average, step)
-        state = {f"weight.{k}": v for k, v in self.tensors.items()}
-        state |= {f"average.{k}": v.clone() for k, v in self.average.items()}
+        """The checkpoint for use and the state to resume from; each replaces the one before."""
+        save_adapter(self.adapter, self.average, dataclasses.replace(self.header, step=step))
+        state = self._weights()
         for index, moments in self.optimizer.state_dict()["state"].items():
-            state |= {f"optimizer.{index}.{k}": v for k, v in moments.items()}
-        metadata = {"step": step, "scaler": self.scaler.state_dict()}
-        save_tensors(self.folder / "resume.safetensors", state, {"state": json.dumps(metadata)})
-        rows = [json.loads(line) for line in self.metrics.read_text().splitlines()]
-        save_image(self.folder / "curves.png", curves([row for row in rows if "step" in row]))
+            state |= {f"optimizer.{index}.{key}": tensor for key, tensor in moments.items()}
+        about = {"step": step, "scaler": self.scaler.state_dict(), "settings": self.settings}
+        save_tensors(self.state, state, {"state": json.dumps(about)})
 
     def log(self, row: dict[str, Any]) -> None:
         """Append one row to metrics.jsonl."""
-        with open(self.metrics, "a") as file:
-            file.write(json.dumps(row) + "\n")
+        append_row(self.metrics, row)
+
+    def draw_curves(self) -> None:
+        """curves.png from metrics.jsonl."""
+        save_image(self.curves, curves(read_rows(self.metrics)[1:]))
+
+    def save_preview(self, epoch: int, image: Image.Image) -> None:
+        """previews/epoch_NNNN.png."""
+        save_image(self.previews / f"epoch_{epoch:04d}.png", image)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -20,8 +23,8 @@ HELD_OUT = 10_000_000_000  # seeds from here on are never trained on
 
 
 class PlanarGroupNorm(nn.GroupNorm):
-    """GroupNorm computed planar inside a channels-last network: on CPUs its backward pass is three times faster
-    so, while the convolutions around it want channels last."""
+    """GroupNorm computed planar inside a channels-last network: on CPUs its backward pass is three times
+    faster so, while the convolutions around it want channels last."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.contiguous()).contiguous(memory_format=torch.channels_last)
@@ -38,7 +41,7 @@ def prepare(model: nn.Module, device: str) -> nn.Module:
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Linear warm-up over 200 steps, then a cosine down to a hundredth of the peak: a function of the step."""
+    """Linear warm-up over 200 steps and a cosine down to a hundredth of the peak: a function of the step."""
     warm = min(1.0, (step + 1) / 200)
     return peak * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
@@ -50,9 +53,11 @@ def draw_images(seeds: range, size: int = 128) -> tuple[Tensor, list[tuple[str, 
     return image, [s.words for s in samples]
 
 
-def stream(first: int, per_step: int, start: int, stop: int) -> Iterator[tuple[Tensor, list[tuple[str, ...]]]]:
-    """Images of step `start`, `start` + 1, ..: drawn afresh by two processes that stay a few steps ahead."""
-    with ProcessPoolExecutor(2) as pool:
+def stream(first: int, per_step: int, start: int,
+           stop: int) -> Iterator[tuple[Tensor, list[tuple[str, ...]]]]:
+    """Images of step `start`, `start` + 1, ..: drawn afresh by a process that stays a few steps ahead."""
+    # Spawned, not forked: torch's threads do not survive a fork.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         def ask(step: int):
             return pool.submit(draw_images, range(first + step * per_step, first + (step + 1) * per_step))
         ahead = [ask(step) for step in range(start, min(start + 8, stop))]
@@ -70,7 +75,8 @@ def update_average(average: nn.Module, model: nn.Module, step: int, decay: float
         a.lerp_(p, 1 - decay)
 
 
-def save_state(path: Path, step: int, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def save_state(path: Path, step: int, model: nn.Module, average: nn.Module,
+               optimizer: torch.optim.Optimizer) -> None:
     """Everything that resuming needs, in one file that is whole or absent."""
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     tensors |= {f"average.{k}": v for k, v in average.state_dict().items()}
@@ -81,11 +87,11 @@ def save_state(path: Path, step: int, model: nn.Module, average: nn.Module, opti
     path.with_suffix(".tmp").replace(path)
 
 
-def load_state(path: Path, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+def load_state(path: Path, model: nn.Module, average: nn.Module,
+               optimizer: torch.optim.Optimizer) -> int:
     """Undo `save_state`; returns the step to go on with, 0 where there is no file."""
     if not path.exists():
         return 0
-    from safetensors import safe_open
     with safe_open(path, "pt") as file:
         step = int(file.metadata()["step"])
     tensors = load_file(path)
@@ -100,9 +106,9 @@ def load_state(path: Path, model: nn.Module, average: nn.Module, optimizer: torc
     return step
 
 
-def save_component(folder: Path, model: nn.Module, config: dict, name: str = "diffusion_pytorch_model") -> None:
+def save_component(folder: Path, model: nn.Module, config: dict[str, Any]) -> None:
     """One component in diffusers' layout: config.json and an fp16 safetensors file."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {k: v.to(torch.float16).contiguous().cpu() for k, v in model.state_dict().items()}
-    save_file(tensors, folder / f"{name}.fp16.safetensors", {"format": "pt"})
+    save_file(tensors, folder / "diffusion_pytorch_model.fp16.safetensors", {"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -1,7 +1,7 @@
 """Train the embedded base's UNet and text encoder on procedural images: `python -m tiny.train_unet`.
 
-Latent diffusion as in Rombach et al. 2022, on what tiny/train_vae.py left. The words of a picture go through a small
-CLIP text model that is trained along; a tenth of the pictures lose their words, so that guidance works.
+Latent diffusion as in Rombach et al. 2022, on what tiny/train_vae.py left. The words of a picture go through
+a small CLIP text model that is trained along; a tenth of the pictures lose theirs, so that guidance works.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from sd.diffusion import Diffusion, ddim
-from sd.layers import Attention
+from sd.layers import Attention, ResnetBlock, SpatialTransformer
 from sd.unet import UNet, UNetConfig
 from sd.vae import VAE
 from sd.weights import load_vae
@@ -38,17 +38,18 @@ from tiny.common import (
 )
 from tiny.procedural import VOCABULARY
 
-CONFIG = UNetConfig(block_out_channels=(96, 128, 112, 80), layers_per_block=1, cross_attention_dim=128,
+CONFIG = UNetConfig(block_out_channels=(96, 128, 96, 80), layers_per_block=1, cross_attention_dim=128,
                     attention_head_dim=2, norm_num_groups=16)
 TEXT = CLIPTextConfig(vocab_size=len(VOCABULARY), hidden_size=128, intermediate_size=256, num_hidden_layers=2,
                       num_attention_heads=4, max_position_embeddings=12, projection_dim=128, bos_token_id=0,
                       eos_token_id=1, pad_token_id=1)
 POOL = 24_576  # pictures kept as latents; each step adds fresh ones over the oldest
+FIRST = 1024  # pictures drawn before the first step
 
 
 class QuickAttention(Attention):
-    """The same sums written out: on CPUs the fused kernel's bf16 backward pass is 2 to 10 times slower than this
-    for so few tokens. Only training uses it; the weights are the plain Attention's."""
+    """The same sums written out: on CPUs the fused kernel's bf16 backward pass is 2 to 10 times slower than
+    this for so few tokens. Only training uses it; the weights are the plain Attention's."""
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         context = x if context is None else context
@@ -56,6 +57,17 @@ class QuickAttention(Attention):
                    for y in (self.to_q(x), self.to_k(context), self.to_v(context)))
         weight = (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(-1)
         return self.to_out[0]((weight @ v.to(weight.dtype)).transpose(1, 2).flatten(2))
+
+
+@torch.no_grad()
+def quiet_start(unet: UNet) -> None:
+    """Residual branches and the output at zero: the network starts as the identity and learns sooner."""
+    for module in unet.modules():
+        if isinstance(module, ResnetBlock):
+            nn.init.zeros_(module.conv2.weight)
+        elif isinstance(module, SpatialTransformer):
+            nn.init.zeros_(module.proj_out.weight)
+    nn.init.zeros_(unet.conv_out.weight)
 
 
 class Words(nn.Module):
@@ -144,8 +156,7 @@ def draw_sheet(model: Denoiser, vae: VAE, path: Path, guidance: float = 3.0, cou
         cond, null = both.chunk(2)
         return null + guidance * (cond - null)
 
-    for z in ddim(eps, torch.randn(count, 4, 16, 16, generator=torch_rng("sheet")), steps=30):
-        pass
+    *_, z = ddim(eps, torch.randn(count, 4, 16, 16, generator=torch_rng("sheet")), steps=30)
     rows = torch.cat([torch.cat([*block.unbind()], dim=2) for pair in
                       zip(vae.decode(z).split(8), image.split(8), strict=True) for block in pair], dim=1)
     pixels = ((rows.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
@@ -153,7 +164,8 @@ def draw_sheet(model: Denoiser, vae: VAE, path: Path, guidance: float = 3.0, cou
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=12_000)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--fresh", type=int, default=8, help="new pictures a step")
@@ -166,6 +178,7 @@ def main() -> None:
     vae = load_vae(str(args.out), device=args.device, dtype=torch.float32)
     prepare(vae, args.device)
     model = prepare(Denoiser(), args.device)
+    quiet_start(model.unet)
     for module in model.modules():
         if type(module) is Attention and args.device == "cpu":
             module.__class__ = QuickAttention
@@ -176,10 +189,10 @@ def main() -> None:
 
     pool, test = Pool(vae, model.words), Pool(vae, model.words)
     test.add(*draw_images(range(HELD_OUT + 2000, HELD_OUT + 2256)))
-    first = max(0, start * args.fresh + 2048 - POOL)  # before the first step: 2,048 pictures, or the last POOL
-    for seed in tqdm(range(first, start * args.fresh + 2048, 32), "drawing", disable=None):
+    first = max(0, start * args.fresh + FIRST - POOL)
+    for seed in tqdm(range(first, start * args.fresh + FIRST, 32), "drawing", disable=None):
         pool.add(*draw_images(range(seed, seed + 32)))
-    bar = tqdm(stream(2048, args.fresh, start, args.steps), initial=start, total=args.steps, disable=None)
+    bar = tqdm(stream(FIRST, args.fresh, start, args.steps), initial=start, total=args.steps, disable=None)
     for step, pictures in enumerate(bar, start):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, args.steps, args.lr)

@@ -1,8 +1,8 @@
 """Train the embedded base's VAE from scratch on procedural images: `python -m tiny.train_vae`.
 
-Pixels, not perception: L1 at four scales plus MSE, and a weak KL term that keeps the latents compact. Left alone,
-such a network learns luminance first and stays grey for long; two things bring the colours early (measured in
-tiny/README.md): chroma counts as much as RGB in the loss, and at the start every block passes its input through.
+Pixels, not perception: L1 at four scales plus MSE, and a weak KL term that keeps the latents compact. Left
+alone, such a network learns luminance first and stays grey for long; two things bring the colours early
+(measured in tiny/README.md): chroma counts as much as RGB, and at the start blocks pass their input through.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ CHROMA = torch.tensor([[-0.338, -0.662, 1.0], [1.0, -0.838, -0.162]])
 
 @torch.no_grad()
 def pass_through(vae: VAE) -> None:
-    """Start with blocks that hand their input on: residual branches at zero, the other convolutions near identity,
-    and little posterior noise, or nothing is learnt for long."""
+    """Start with blocks that hand their input on: residual branches at zero, the other convolutions near
+    identity, and little posterior noise, or nothing is learnt for long."""
     for module in vae.modules():
         if isinstance(module, ResnetBlock):
             nn.init.zeros_(module.conv2.weight)
@@ -71,8 +71,9 @@ def loss_fn(vae: VAE, image: Tensor, noise: Tensor) -> Tensor:
     chroma = torch.einsum("ij,bjhw->bihw", CHROMA.to(image.device), difference)
     difference = torch.cat([difference, chroma], dim=1)
     loss = sum(F.avg_pool2d(difference, s).abs().mean() for s in (1, 2, 4, 8))
-    kl = 0.5 * (mean.float() ** 2 + std.float() ** 2 - 1 - 2 * std.float().log()).sum(dim=(1, 2, 3)).mean()
-    return loss + 2 * (difference ** 2).mean() + KL_WEIGHT * kl * (64 * 64) / (image.shape[2] * image.shape[3])
+    mean, std = mean.float(), std.float()
+    kl = 0.5 * (mean ** 2 + std ** 2 - 1 - 2 * std.log()).sum(dim=(1, 2, 3)).mean()
+    return loss + 2 * (difference ** 2).mean() + KL_WEIGHT * kl * 64 ** 2 / image[0, 0].numel()
 
 
 def crops(image: Tensor, size: int, rng: torch.Generator) -> Tensor:
@@ -87,7 +88,7 @@ def crops(image: Tensor, size: int, rng: torch.Generator) -> Tensor:
 
 @torch.no_grad()
 def evaluate(vae: VAE, image: Tensor) -> tuple[float, float]:
-    """(mean PSNR in dB, mean chroma error in Lab) of images (B, 3, H, W) after a round trip through the VAE."""
+    """(mean PSNR in dB, mean chroma error in Lab) of images (B, 3, H, W) after the VAE's round trip."""
     back = torch.cat([vae.decode(vae.posterior(x)[0]) for x in image.split(16)]).clamp(-1, 1)
     psnr = -10 * torch.log10((((image - back) / 2) ** 2).mean(dim=(1, 2, 3)))
     chroma = (lab(image)[:, 1:] - lab(back)[:, 1:]).square().sum(1).sqrt()
@@ -100,7 +101,8 @@ def lab(image: Tensor) -> Tensor:
     linear = torch.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     matrix = torch.tensor([[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750],
                            [0.0193339, 0.1191920, 0.9503041]])
-    xyz = torch.einsum("ij,bjhw->bihw", matrix, linear) / torch.tensor([0.95047, 1.0, 1.08883])[:, None, None]
+    white = torch.tensor([0.95047, 1.0, 1.08883])[:, None, None]
+    xyz = torch.einsum("ij,bjhw->bihw", matrix, linear) / white
     f = torch.where(xyz > 0.008856, xyz.clamp(min=1e-9) ** (1 / 3), 7.787 * xyz + 16 / 116)
     x, y, z = f.unbind(1)
     return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], dim=1)
@@ -127,14 +129,15 @@ def measured_scaling(vae: VAE) -> float:
 
 def export(vae: VAE, folder: Path) -> None:
     """Write tiny/vae in diffusers' layout."""
-    config = {"_class_name": "AutoencoderKL", "act_fn": "silu", **{k: v for k, v in vars(CONFIG).items()},
+    config = {"_class_name": "AutoencoderKL", "act_fn": "silu", **vars(CONFIG),
               "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4,
               "sample_size": 128, "scaling_factor": round(measured_scaling(vae), 5), "force_upcast": False}
     save_component(folder, vae, config)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--device", default="cpu")

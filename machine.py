@@ -1,0 +1,68 @@
+"""What the machine can do: device, precision, and whether activations fit into its memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from errors import UserError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = ("auto", *DTYPES)
+
+
+def choose_device(name: str) -> torch.device:
+    """--device: "auto" is the GPU where there is one. Raises UserError for a device that is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name}: not available here; use cpu, or install PyTorch for it") from error
+    return device
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """--precision: "auto" is bf16 on GPUs that have it in hardware, fp16 on older ones, fp32 on a CPU.
+
+    By compute capability: is_bf16_supported() says yes on a T4 too, where bf16 is emulated and slow.
+    """
+    if name == "fp16" and device.type == "cpu":
+        raise UserError("--precision fp16: needs a GPU; use fp32 or bf16 on the CPU")
+    if name != "auto":
+        return name
+    if device.type != "cuda":
+        return "fp32"
+    return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Mixed precision in `dtype`; nothing at all for fp32."""
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
+def choose_checkpointing(name: str, device: torch.device, precision: str, batch_size: int, resolution: int,
+                         width: int) -> bool:
+    """--checkpointing: auto recomputes activations where they would take more than half of the free memory.
+
+    width: the UNet's block_out_channels[0]. The estimate scales 1.34 GiB, what autocast training keeps of one
+    512 px image at SD 1.5's width in half precision (counted from saved tensors, not measured on a card), by
+    pixels and width; twice that in fp32.
+    """
+    if name != "auto":
+        return name == "full"
+    needed = 1.34 * 2**30 * (2 if precision == "fp32" else 1) * batch_size
+    needed *= (resolution / 512) ** 2 * width / 320
+    return needed > _free_memory(device) / 2
+
+
+def _free_memory(device: torch.device) -> float:
+    """Bytes; infinite where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        rows = dict(row.split(":") for row in Path("/proc/meminfo").read_text().splitlines())
+        return int(rows["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return float("inf")

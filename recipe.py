@@ -1,0 +1,89 @@
+"""The recipe: every flag of a training run beside the data's, and the learning rates as functions of the epoch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from config import flag
+from data import DataConfig
+from errors import UserError
+
+
+@dataclass
+class TrainConfig(DataConfig):
+    """Every default is the seed's own training_config unless its help says otherwise."""
+
+    out: str = flag("", "run folder (default: runs/<name of the data>-<strategy>)", group="run")
+    base: str = flag("stable-diffusion-v1-5/stable-diffusion-v1-5",
+                     "hub id, diffusers folder, single .safetensors file, or tiny", group="run")
+    restart: bool = flag(False, "throw away the run that the folder holds, and start anew", group="run")
+    preview_every: int = flag(25, "epochs between preview pictures, 0 for none", group="run", minimum=0)
+    save_every: int = flag(5, "epochs between saves of the checkpoint and the resume state", group="run",
+                           minimum=1)
+    preview_steps: int = flag(50, "DDIM steps of a preview", group="run", minimum=1, maximum=1000)
+    preview_guidance: float = flag(1.0, "guidance scale of previews; above 1 needs --class-dropout",
+                                   group="run", minimum=1)
+    epochs: int = flag(250, "passes over the data", group="training", minimum=1)
+    max_steps: int | None = flag(None, "stop after so many optimizer steps", group="training", minimum=1)
+    batch_size: int = flag(4, "images in memory at once", group="training", minimum=1)
+    accumulate: int = flag(1, "batches an optimizer step", group="training", minimum=1)
+    lr: float = flag(1e-4, "learning rate of AdamW", group="training", above=0)
+    lr_decay: list[str] = flag(["100=0.5", "175=0.2"], "EPOCH=FACTOR of --lr from that epoch on; 0=1 for "
+                               "none", group="training")
+    embedding_lr: float | None = flag(None, "learning rate of the class embedding (default: --lr)",
+                                      group="training", above=0)
+    weight_decay: float = flag(0.01, "weight decay of AdamW", group="training", minimum=0)
+    clip: float = flag(0.0, "clip the gradient's norm to this; 0: not at all (the recipe)", group="training",
+                       minimum=0)
+    ema: float = flag(0.0, "decay of an average of the weights, saved in their place; 0: none (the recipe)",
+                      group="training", minimum=0, maximum=0.99999)
+    rank: int = flag(16, "LoRA rank", group="adapter", minimum=1)
+    alpha: float = flag(32.0, "LoRA alpha; the update is scaled by alpha / rank", group="adapter", above=0)
+    dropout: float = flag(0.1, "dropout on the LoRA's input", group="adapter", minimum=0, maximum=0.99)
+    tokens_per_class: int = flag(1, "context tokens a class; 1 is the recipe, several work better (README)",
+                                 group="adapter", minimum=1, maximum=77)
+    init_std: float = flag(0.02, "standard deviation of the class embedding's start", group="adapter",
+                           above=0)
+    class_dropout: float = flag(0.0, "share of images trained without class, for guidance; 0 is the recipe",
+                                group="adapter", minimum=0, maximum=0.9)
+    precision: str = flag("auto", "auto: bf16 on GPUs that have it, fp16 on older ones, fp32 on a CPU",
+                          group="machine", choices=("auto", "fp32", "bf16", "fp16"))
+    checkpointing: str = flag("auto", "recompute activations: less memory, a third more work; auto decides by "
+                              "the free memory", group="machine", choices=("auto", "none", "full"))
+    device: str = flag("auto", "auto, cpu, cuda, cuda:1, ..", group="machine")
+    workers: int = flag(0, "processes that load data beside the training", group="machine", minimum=0)
+
+    def __post_init__(self) -> None:
+        """Raises UserError for flags that contradict each other."""
+        learning_rates(self, epoch=0)
+        if self.preview_guidance != 1 and self.class_dropout == 0:
+            raise UserError(f"--preview-guidance {self.preview_guidance:g}: there is no null class to guide from "
+                            "without --class-dropout, such as 0.1")
+
+
+def out_folder(config: TrainConfig, strategy: str) -> Path:
+    """--out, or runs/<last part of --data>-<strategy>."""
+    return Path(config.out or f"runs/{Path(config.data[0]).resolve().name}-{strategy}")
+
+
+def learning_rates(config: TrainConfig, epoch: int) -> tuple[float, float]:
+    """The learning rates of LoRA and class embedding in `epoch`, counted from 0: by default 1e-4, from epoch
+    100 on 5e-5, from 175 on 2e-5. Raises UserError where --lr-decay is not EPOCH=FACTOR.
+    """
+    factor = 1.0
+    for _, value in sorted(decay for decay in map(_decay, config.lr_decay) if decay[0] <= epoch):
+        factor = value
+    return config.lr * factor, (config.embedding_lr or config.lr) * factor
+
+
+def _decay(text: str) -> tuple[int, float]:
+    """"100=0.5" -> (100, 0.5)."""
+    epoch, _, factor = text.partition("=")
+    try:
+        start, value = int(epoch), float(factor)
+        if start < 0 or not 0 <= value < float("inf"):
+            raise ValueError
+    except ValueError:
+        raise UserError(f"--lr-decay {text}: expected EPOCH=FACTOR, such as 100=0.5") from None
+    return start, value

@@ -1,0 +1,67 @@
+"""Arrows point down only: which module may import which. The whole architecture, on one page."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+# From the leaves up; a module may import what stands to the right of its name, and nothing else of ours.
+ALLOWED = {
+    "errors": "", "seeds": "",
+    "files": "errors", "config": "", "pictures": "", "augmentation": "", "decode": "errors",
+    "folders": "decode errors",
+    "demo": "errors files tiny.shapes",
+    "doctor": "augmentation decode errors files folders pictures",
+    # demo and doctor only from its command line
+    "data": "augmentation config decode demo doctor errors folders seeds",
+    "lora": "errors seeds",
+    "adapter": "errors files lora seeds",
+    "run_folder": "errors files pictures",
+    "training": "config data errors files run_folder seeds",
+    "sd": "",
+    "sd.layers": "", "sd.diffusion": "",
+    "sd.unet": "sd.layers", "sd.vae": "sd.layers",
+    "sd.compvis": "", "sd.hub": "errors",
+    "sd.parts": "errors sd sd.compvis sd.unet sd.vae",
+    "sd.weights": "errors sd.hub sd.parts sd.unet sd.vae",
+    "generation": "adapter errors lora sd.diffusion sd.unet sd.vae sd.weights seeds",
+    "train_class": "adapter config data errors generation lora pictures sd.diffusion sd.weights seeds training",
+    "sample": "adapter config errors files generation pictures",
+}
+
+
+def imports(path: Path, known: set[str]) -> set[str]:
+    """Modules of ours that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            submodules = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= (submodules & known) or {node.module}
+    return {name for name in found if name in known or name.split(".")[0] == "tiny"}
+
+
+def module_name(path: Path) -> str:
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    return name.removesuffix(".__init__")
+
+
+def test_arrows_point_down_only() -> None:
+    files = [*ROOT.glob("*.py"), *ROOT.glob("sd/*.py")]
+    known = {module_name(path) for path in files}
+    assert known == set(ALLOWED), "a module is missing from, or too many in, the table above"
+    wrong = {module_name(path): extra for path in files
+             if (extra := imports(path, known) - set(ALLOWED[module_name(path)].split()))}
+    assert not wrong, f"these imports are not in the table: {wrong}"
+
+
+def test_the_table_has_no_cycle() -> None:
+    seen: set[str] = set()
+    while len(seen) < len(ALLOWED):
+        free = {name for name, needs in ALLOWED.items()
+                if name not in seen and {n for n in needs.split() if n in ALLOWED} <= seen}
+        assert free, f"cycle among {set(ALLOWED) - seen}"
+        seen |= free

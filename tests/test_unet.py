@@ -1,0 +1,184 @@
+"""sd/unet.py against diffusers' UNet2DConditionModel: the same weights, the same numbers and gradients."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.embeddings import get_timestep_embedding
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from parity import no_module_changes_its_inputs, relative_error, twin_unets
+from torch import Tensor, nn
+
+from sd.layers import timestep_embedding
+from sd.unet import UNet, UNetConfig
+
+SMALL = UNetConfig(block_out_channels=(16, 32, 64, 64), cross_attention_dim=24, attention_head_dim=4,
+                   norm_num_groups=8)
+INPAINTING = UNetConfig(in_channels=9, block_out_channels=(16, 32, 64, 64), cross_attention_dim=24,
+                        attention_head_dim=4, norm_num_groups=8)
+TINY = UNetConfig(block_out_channels=(24, 32, 28, 20), layers_per_block=1, cross_attention_dim=20,
+                  attention_head_dim=2, norm_num_groups=4)  # the embedded base's form: widths rise and fall
+CONFIGS = pytest.mark.parametrize("config", [SMALL, INPAINTING, TINY], ids=["small", "inpainting", "tiny"])
+TIMESTEPS = torch.tensor([0, 500, 999])  # one each for the three images of a batch
+
+twins = functools.cache(twin_unets)
+
+
+def inputs_for(config: UNetConfig, length: int, height: int = 16, width: int = 8) -> tuple[Tensor, ...]:
+    """z_t, t and a context of `length` tokens, for three images."""
+    rng = torch.Generator().manual_seed(length)
+    z_t = torch.randn(3, config.in_channels, height, width, generator=rng)
+    return z_t, TIMESTEPS, torch.randn(3, length, config.cross_attention_dim, generator=rng)
+
+
+def gradients(module: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    """The gradients of all weights, of z_t and of the context."""
+    z_t, t, context = inputs[0].clone().requires_grad_(), inputs[1], inputs[2].clone().requires_grad_()
+    module.zero_grad()
+    eps_hat = module(z_t, t, context)
+    (eps_hat if isinstance(eps_hat, Tensor) else eps_hat.sample).square().sum().backward()
+    return {name: weight.grad for name, weight in module.named_parameters()} | {
+        "z_t": z_t.grad, "context": context.grad}
+
+
+# ---- the numbers
+
+@CONFIGS
+@pytest.mark.parametrize("length", [1, 4, 77])
+@pytest.mark.parametrize("size", [(8, 8), (16, 40)])
+@torch.no_grad()
+def test_equals_diffusers(config: UNetConfig, length: int, size: tuple[int, int]) -> None:
+    ours, theirs = twins(config)
+    inputs = inputs_for(config, length, *size)
+    assert relative_error(ours(*inputs), theirs(*inputs).sample) <= 1e-5
+
+
+@settings(max_examples=15, deadline=None)
+@given(widths=st.lists(st.integers(1, 4), min_size=2, max_size=4), layers=st.integers(1, 3),
+       heads=st.sampled_from([1, 2, 4, 8]), groups=st.sampled_from([2, 8]), length=st.integers(1, 9))
+@torch.no_grad()
+def test_equals_diffusers_in_any_form(widths: list[int], layers: int, heads: int, groups: int,
+                                      length: int) -> None:
+    config = UNetConfig(block_out_channels=tuple(8 * width for width in widths), layers_per_block=layers,
+                        cross_attention_dim=12, attention_head_dim=heads, norm_num_groups=groups)
+    ours, theirs = twin_unets(config)
+    inputs = inputs_for(config, length)
+    assert relative_error(ours(*inputs), theirs(*inputs).sample) <= 1e-5
+
+
+@torch.no_grad()
+def test_equals_diffusers_in_half_precision() -> None:
+    """The sinusoids are computed in fp32 and cast, or times would blur: bf16 knows no 999, only 1000."""
+    ours, theirs = (twin.bfloat16() for twin in twin_unets(SMALL))
+    z_t, t, context = inputs_for(SMALL, 4)
+    inputs = (z_t.bfloat16(), t, context.bfloat16())
+    assert relative_error(ours(*inputs), theirs(*inputs).sample) <= 1e-2
+
+
+@pytest.mark.parametrize("width", [320, 24])
+def test_timestep_embedding(width: int) -> None:
+    t = torch.arange(1000)
+    theirs = get_timestep_embedding(t, width, flip_sin_to_cos=True, downscale_freq_shift=0)
+    assert torch.equal(timestep_embedding(t, width), theirs)
+
+
+# ---- gradients, and checkpointing
+
+@CONFIGS
+def test_gradients_equal_diffusers(config: UNetConfig) -> None:
+    ours, theirs = twins(config)
+    inputs = inputs_for(config, 4)
+    expected = gradients(theirs, inputs)
+    actual = gradients(ours, inputs)
+    assert actual.keys() == expected.keys()
+    for name, gradient in actual.items():
+        assert relative_error(gradient, expected[name]) <= 1e-5, name
+
+
+@CONFIGS
+def test_checkpointing_changes_no_gradient(config: UNetConfig) -> None:
+    unet, _ = twins(config)
+    inputs = inputs_for(config, 4)
+    calls = []
+    hook = unet.mid_block.resnets[0].conv1.register_forward_hook(lambda *_: calls.append(1))
+    expected = gradients(unet, inputs)
+    assert len(calls) == 1
+    unet.checkpointing = True
+    try:
+        actual = gradients(unet, inputs)
+        assert len(calls) == 3  # once more in the backward pass
+        with torch.no_grad():
+            unet(*inputs)
+        assert len(calls) == 4  # without gradients there is nothing to recompute
+    finally:
+        unet.checkpointing = False
+        hook.remove()
+    for name, gradient in actual.items():
+        assert torch.equal(gradient, expected[name]), name
+
+
+# ---- control, and what blocks leave alone
+
+def control_for(unet: UNet, z_t: Tensor, context: Tensor, scale: float) -> tuple[list[Tensor], Tensor]:
+    """Residuals shaped as the skips and the middle block's output."""
+    mid, skips = unet.encode(unet.conv_in(z_t), unet.embed_time(TIMESTEPS), context)
+    rng = torch.Generator().manual_seed(0)
+    skips, mid = ([scale * torch.randn(x.shape, generator=rng) for x in xs] for xs in (skips, [mid]))
+    return skips, mid[0]
+
+
+@CONFIGS
+@torch.no_grad()
+def test_control_is_added_where_diffusers_adds_it(config: UNetConfig) -> None:
+    ours, theirs = twins(config)
+    z_t, t, context = inputs_for(config, 4)
+    skips, mid = control_for(ours, z_t, context, scale=1.0)
+    expected = theirs(z_t, t, context, down_block_additional_residuals=skips,
+                      mid_block_additional_residual=mid).sample
+    actual = ours(z_t, t, context, control=(skips, mid))
+    assert relative_error(actual, expected) <= 1e-5
+    assert relative_error(ours(z_t, t, context), actual) > 1e-2  # it did something
+
+
+@CONFIGS
+@torch.no_grad()
+def test_control_of_zeros_changes_nothing(config: UNetConfig) -> None:
+    unet, _ = twins(config)
+    z_t, t, context = inputs_for(config, 4)
+    control = control_for(unet, z_t, context, scale=0.0)
+    assert torch.equal(unet(z_t, t, context, control=control), unet(z_t, t, context))
+
+
+def test_control_of_another_depth_is_refused() -> None:
+    unet, _ = twins(SMALL)
+    z_t, t, context = inputs_for(SMALL, 1)
+    skips, mid = control_for(unet, z_t, context, scale=1.0)
+    with pytest.raises(ValueError):
+        unet(z_t, t, context, control=(skips[:-1], mid))
+
+
+@CONFIGS
+@torch.no_grad()
+def test_no_block_changes_its_inputs(config: UNetConfig) -> None:
+    """Checkpointing runs blocks again on the same inputs, and skips and control belong to their makers."""
+    unet, _ = twins(config)
+    z_t, t, context = inputs_for(config, 4)
+    skips, mid = control_for(unet, z_t, context, scale=1.0)
+    given_tensors = (z_t, t, context, mid, *skips)
+    versions = [x._version for x in given_tensors]
+    with no_module_changes_its_inputs(unet):
+        unet(z_t, t, context, control=(skips, mid))
+    assert [x._version for x in given_tensors] == versions
+
+
+def test_attention_heads_are_counted_as_published() -> None:
+    """`attention_head_dim` is the number of heads: 8 heads of 40, 80 or 160 channels in SD 1.5."""
+    with torch.device("meta"):
+        ours, theirs = UNet(), UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8)
+    heads = {name: module.heads for name, module in theirs.named_modules() if hasattr(module, "to_q")}
+    assert heads == {name: module.heads for name, module in ours.named_modules() if hasattr(module, "to_q")}
+    assert len(heads) == 32 and set(heads.values()) == {8}
