@@ -17,6 +17,7 @@ from errors import UserError
 from files import save_tensors
 from seeds import torch_rng
 
+KINDS = ("class",)
 NULL = -1  # the class id of "no class", which guidance starts from
 
 
@@ -68,7 +69,7 @@ def trained_tensors(unet: nn.Module, context: ClassContext) -> dict[str, Tensor]
 
 def save_adapter(path: Path, tensors: dict[str, Tensor], header: Header) -> None:
     """Write the checkpoint, whole or not at all."""
-    save_tensors(path, tensors, {"adapter": json.dumps(asdict(header))})
+    save_tensors(path, tensors, "adapter", asdict(header))
 
 
 def find_adapter(path: Path) -> Path:
@@ -82,17 +83,30 @@ def find_adapter(path: Path) -> Path:
 
 def read_adapter(path: Path) -> tuple[dict[str, Tensor], Header]:
     """The tensors and header of a checkpoint file. Raises UserError for a damaged or foreign file."""
+    with open(path, "rb"):
+        pass  # where the system is the reason, this raises in the system's words
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         if "adapter" not in metadata:
-            raise UserError(f"{path}: not a checkpoint of this project (its header does not say what it is)")
-        return tensors, Header(**json.loads(metadata["adapter"]))
+            raise UserError(f"{path}: no checkpoint of this project; give a run folder, or the "
+                            "adapter.safetensors in it")
+        return tensors, _header(path, json.loads(metadata["adapter"]))
     except SafetensorError as error:
         raise UserError(f"{path}: damaged or cut short ({error}); train again or copy it again") from error
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, KeyError) as error:
         raise UserError(f"{path}: its header cannot be read ({error}); is it of another version?") from error
+
+
+def _header(path: Path, fields: dict[str, Any]) -> Header:
+    if fields["kind"] not in KINDS:
+        raise UserError(f"{path}: a checkpoint of kind {fields['kind']!r}; known here: {', '.join(KINDS)}")
+    header = Header(**fields)
+    for name in header.classes:  # they become folders
+        if any(part in ("", ".", "..") for part in name.split("/")):
+            raise ValueError(f"class {name!r}")
+    return header
 
 
 def load_adapter(path: Path, header: Header, tensors: dict[str, Tensor], unet: nn.Module,
@@ -105,7 +119,7 @@ def load_adapter(path: Path, header: Header, tensors: dict[str, Tensor], unet: n
 
 
 def copy_trained(path: Path, tensors: dict[str, Tensor], unet: nn.Module, context: ClassContext) -> None:
-    """Copy a checkpoint's tensors into modules of the same shape, strictly. Raises UserError naming `path`."""
+    """Copy a checkpoint's tensors into modules, strictly. Raises UserError naming `path`."""
     try:
         parts = {prefix: {k[len(prefix):]: v for k, v in tensors.items() if k.startswith(prefix)}
                  for prefix in ("unet.", "class_")}

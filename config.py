@@ -35,7 +35,7 @@ def _number(kind: type, metadata: Any) -> Any:
         except (ValueError, OverflowError):
             wanted = "a whole number" if kind is int else "a number"
             raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}") from None
-        if not math.isfinite(value):
+        if kind is float and not math.isfinite(value):
             raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
         low, above, high = metadata["minimum"], metadata["above"], metadata["maximum"]
         if low is not None and value < low:

@@ -20,7 +20,7 @@ ADVICE = {errno.ENOSPC: "free some disk space and run the same command again",
 def _message(error: BaseException) -> str | None:
     """The one line for an error from outside the program; None for a bug, which keeps its traceback."""
     text = str(error)
-    if isinstance(error, UserError):  # from a DataLoader's worker it comes with that process's traceback before
+    if isinstance(error, UserError):  # which a DataLoader's worker sends with its own traceback before it
         return text.rpartition("UserError: ")[2] if "Original Traceback" in text else text
     # Known by name, for torch takes seconds to import and most mistakes happen before it is needed.
     if type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in text:

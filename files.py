@@ -21,8 +21,8 @@ def _unwritable(path: Path, error: BaseException) -> UserError | None:
     if not isinstance(error, OSError) and "os error" not in str(error).lower():
         return None
     reason = getattr(error, "strerror", None) or str(error)
-    return UserError(f"{path}: could not be written ({reason}); free some space or choose another --out, then "
-                     "run the command again")
+    return UserError(f"{path}: could not be written ({reason}); free some space or choose another --out, "
+                     "then run the command again")
 
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
@@ -43,10 +43,13 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
         raise _unwritable(path, error) or error from error
 
 
-def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
-    """One safetensors file with `metadata` in its header."""
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    header = {"format": "pt", **metadata}
+def save_tensors(path: Path, tensors: dict[str, torch.Tensor], name: str, about: dict[str, Any]) -> None:
+    """One safetensors file with `about`, as JSON, under `name` in its header.
+
+    Nothing beside it: safetensors writes several entries in random order, and equal runs leave equal files.
+    """
+    contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    header = {name: json.dumps(about)}
     write_atomic(path, lambda temporary: save_file(contiguous, temporary, metadata=header))
 
 
@@ -62,7 +65,8 @@ def save_json(path: Path, value: Any) -> None:
 
 def save_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     """One JSON object a line."""
-    write_atomic(path, lambda temporary: temporary.write_text("".join(json.dumps(row) + "\n" for row in rows)))
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    write_atomic(path, lambda temporary: temporary.write_text(text))
 
 
 def append_row(path: Path, row: dict[str, Any]) -> None:

@@ -63,9 +63,11 @@ def run_sampler(drawing: Drawing, eps: Eps, z: Tensor, noise: Noise) -> Iterator
 @torch.no_grad()
 def draw(unet: UNet, vae: VAE, context: ClassContext, wanted: list[tuple[str, int, int]], drawing: Drawing,
          resolution: int) -> Tensor:
-    """Draw images (B, 3, R, R) in [-1, 1], R = resolution: one for each (class name, class id, number) wanted.
+    """Draw images (B, 3, R, R) in [-1, 1], R = resolution: one for each (class name, class id, number).
 
-    The noise of an image depends on (seed, class name, number) alone, so batches can be cut anywhere.
+    The noise of an image depends on (seed, class name, number) alone, so batches can be cut anywhere. Its
+    pixels are then the same but for rounding: with another batch size the system's matrix products and
+    convolutions add up in another order.
     """
     device, size = next(unet.parameters()).device, resolution // 8
 
@@ -110,8 +112,8 @@ def load_generator(ckpt: Path, *, base: str | None, strength: float, device: tor
     except UserError as error:
         if base is not None:
             raise
-        raise UserError(f"{path}: the base it was trained on cannot be loaded ({error}); give that model with "
-                        "--base, wherever it lies now") from error
+        raise UserError(f"{path}: the base it was trained on cannot be loaded ({error}); say "
+                        "with --base where that model lies now") from error
     if fingerprint(unet) != header.fingerprint:
         raise UserError(f"{path}: was trained on other weights than --base {base or header.base} has; "
                         f"give the base it was trained on ({header.base})")

@@ -1,4 +1,4 @@
-"""The recipe: every flag of a training run beside the data's, and the learning rates as functions of the epoch."""
+"""The recipe: all flags of a training run beside the data's, and the learning rates of each epoch."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ class TrainConfig(DataConfig):
                                 group="adapter", minimum=0, maximum=0.9)
     precision: str = flag("auto", "auto: bf16 on GPUs that have it, fp16 on older ones, fp32 on a CPU",
                           group="machine", choices=("auto", "fp32", "bf16", "fp16"))
-    checkpointing: str = flag("auto", "recompute activations: less memory, a third more work; auto decides by "
-                              "the free memory", group="machine", choices=("auto", "none", "full"))
+    checkpointing: str = flag("auto", "recompute activations: less memory, a third more work; auto decides "
+                              "by the free memory", group="machine", choices=("auto", "none", "full"))
     device: str = flag("auto", "auto, cpu, cuda, cuda:1, ..", group="machine")
     workers: int = flag(0, "processes that load data beside the training", group="machine", minimum=0)
 
@@ -58,8 +58,8 @@ class TrainConfig(DataConfig):
         """Raises UserError for flags that contradict each other."""
         learning_rates(self, epoch=0)
         if self.preview_guidance != 1 and self.class_dropout == 0:
-            raise UserError(f"--preview-guidance {self.preview_guidance:g}: there is no null class to guide from "
-                            "without --class-dropout, such as 0.1")
+            raise UserError(f"--preview-guidance {self.preview_guidance:g}: without --class-dropout (such as "
+                            "0.1) there is no null class to guide from")
 
 
 def out_folder(config: TrainConfig, strategy: str) -> Path:

@@ -20,7 +20,7 @@ from errors import UserError
 from files import append_row, read_rows, save_image, save_json, save_rows, save_tensors
 from pictures import curves
 
-# Flags that may differ when a run goes on: they change where, how long and how it is shown, not what it learns.
+# Flags that may differ when a run goes on: where, how long, how it is shown, but not what it learns.
 MAY_CHANGE = {"data", "base", "out", "epochs", "max_steps", "preview_every", "save_every", "preview_steps",
               "preview_guidance", "checkpointing", "device", "workers", "restart"}
 
@@ -50,7 +50,7 @@ class RunFolder:
         there = [file for file in files if file.exists()]
         rows = read_rows(self.metrics)
         if there and not (rows and "config" in rows[0]):
-            raise UserError(f"{there[0]}: no training run of this project left that there; give another --out")
+            raise UserError(f"{there[0]}: not left by a training run of this project; give another --out")
         if restart:
             for file in [*self.previews.glob("epoch_*.png"), *there]:
                 file.unlink()
@@ -61,8 +61,8 @@ class RunFolder:
             step = self._load()
             print(f"{self.folder}: going on after step {step}", file=sys.stderr)
         elif self.adapter.exists():
-            raise UserError(f"{self.folder}: holds a checkpoint, but no {self.state.name} to go on from; give "
-                            "another --out, or --restart to throw that checkpoint away")
+            raise UserError(f"{self.folder}: holds a checkpoint, but no {self.state.name} to go on from; "
+                            "give another --out, or --restart to throw that checkpoint away")
         else:
             rows = []
         kept = [row for row in rows[1:] if row.get("step", 0) <= step]
@@ -92,8 +92,10 @@ class RunFolder:
 
     def _check(self, before: dict[str, Any]) -> None:
         """Raises UserError, listing the differences, where the state is of a run with other settings."""
-        changed = [f"{'--' * (key in self.header.config)}{key.replace('_', '-')} was {before.get(key)}, is {value}"
-                   for key, value in self.settings.items() if key not in MAY_CHANGE and before.get(key) != value]
+        names = {key: "--" + key.replace("_", "-") for key in self.header.config}
+        changed = [f"{names.get(key, key)} was {before.get(key)}, is {value}"
+                   for key, value in self.settings.items()
+                   if key not in MAY_CHANGE and before.get(key) != value]
         if changed:
             raise UserError(f"{self.folder} holds a run with other settings ({'; '.join(changed)}): "
                             "give those, another --out, or --restart to start anew")
@@ -112,7 +114,7 @@ class RunFolder:
         for index, moments in self.optimizer.state_dict()["state"].items():
             state |= {f"optimizer.{index}.{key}": tensor for key, tensor in moments.items()}
         about = {"step": step, "scaler": self.scaler.state_dict(), "settings": self.settings}
-        save_tensors(self.state, state, {"state": json.dumps(about)})
+        save_tensors(self.state, state, "state", about)
 
     def log(self, row: dict[str, Any]) -> None:
         """Append one row to metrics.jsonl."""

@@ -1,4 +1,4 @@
-"""Strategy A: UNet LoRA and damage-type embedding trained jointly, VAE frozen. By default the seed's recipe."""
+"""Strategy A: UNet LoRA and damage-type embedding trained jointly, VAE frozen. Its defaults: the recipe."""
 
 from __future__ import annotations
 
@@ -52,7 +52,8 @@ def diffusion_loss(config: Config, unet: UNet, vae: VAE, context: ClassContext, 
     def noise() -> Tensor:
         return torch.stack([torch.randn(4, size, size, generator=rng) for rng in rngs]).to(device)
 
-    with torch.no_grad():
+    # In fp32 the frozen encoder would be most of a step's work on the cards that train in fp16.
+    with torch.no_grad(), autocast(device, torch.float16 if dtype == torch.float16 else torch.float32):
         z_0 = vae.encode(batch["image"].to(device), noise())
     eps = noise()
     t = torch.stack([torch.randint(0, 1000, (), generator=rng) for rng in rngs]).to(device)
@@ -82,6 +83,7 @@ def main() -> None:
     device = choose_device(config.device)
     config.precision = choose_precision(config.precision, device)  # the one used goes into every record
     folder = out_folder(config, "class")
+    config.out = str(folder)
 
     dataset = load_dataset(config)
     counts = [sum(item.class_id == i for item in dataset.items) for i in range(len(dataset.classes))]
@@ -98,12 +100,14 @@ def main() -> None:
     adapters = lora.inject(unet, config.rank, config.alpha, config.dropout, seed=config.seed)
     context = ClassContext(len(dataset.classes), unet.config.cross_attention_dim, config.tokens_per_class,
                            config.init_std, config.seed).to(device)
-    unet.checkpointing = choose_checkpointing(config.checkpointing, device, config.precision, config.batch_size,
-                                              config.resolution, unet.config.block_out_channels[0])
+    unet.checkpointing = choose_checkpointing(
+        config.checkpointing, device, config.precision, config.batch_size, config.resolution,
+        unet.config.block_out_channels[0])
     unet.train()
 
-    train(config, folder, dataset, partial(diffusion_loss, config, unet, vae, context),
-          make_optimizer(config, adapters, list(context.parameters())), trained_tensors(unet, context), header,
+    optimizer = make_optimizer(config, adapters, list(context.parameters()))
+    train(config, folder, dataset, partial(diffusion_loss, config, unet, vae, context), optimizer,
+          trained_tensors(unet, context), header,
           partial(preview, config, unet, vae, context, dataset.classes))
     print(f"done: {folder}/adapter.safetensors; draw with: python sample.py --ckpt {folder} --out generated")
 

@@ -1,7 +1,7 @@
 """The one training loop: data order, optimizer, stepped learning rate, mixed precision, resume, previews.
 
-Everything random in a step is a function of (seed, epoch, item) or (seed, step), and the learning rate is one of
-the epoch. So a run stopped at any step goes on bit for bit as if it had not been, by running the same command again.
+Everything random in a step is a function of (seed, epoch, item) or (seed, step), and the learning rate is one
+of the epoch. So a run stopped at any step goes on bit for bit as if it had not been, by the same command.
 """
 
 from __future__ import annotations
@@ -45,6 +45,10 @@ class Plan:
     def steps_per_epoch(self) -> int:
         return -(-self.items // (self.batch_size * self.accumulate))
 
+    def due(self, step: int, every: int) -> bool:
+        """Whether `step` ends an epoch whose number divides by `every` (0: never)."""
+        return every > 0 and (step + 1) % (every * self.steps_per_epoch) == 0
+
     def batches(self, step: int) -> list[list[tuple[int, int]]]:
         """The (epoch, item) pairs of one step, in its batches. The last step of an epoch may be short."""
         epoch, place = divmod(step, self.steps_per_epoch)
@@ -68,7 +72,8 @@ def _leave_signals_to_the_trainer(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def load_steps(dataset: DefectDataset, plan: Plan, start: int, stop: int, workers: int) -> Iterator[list[Batch]]:
+def load_steps(dataset: DefectDataset, plan: Plan, start: int, stop: int,
+               workers: int) -> Iterator[list[Batch]]:
     """The batches of each step from `start` up to `stop`."""
     if workers:
         dataset.preload()  # before the workers fork, so that they share the decoded images
@@ -84,7 +89,8 @@ class Interrupts:
 
     def __enter__(self) -> Interrupts:
         self.seen = False
-        self._usual = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._usual = {number: signal.signal(number, self._note)
+                       for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -105,9 +111,13 @@ def make_optimizer(config: TrainConfig, lora: list[nn.Parameter],
                              weight_decay=config.weight_decay)
 
 
-def backward(loss_fn: Callable[[Batch], Tensor], batches: list[Batch], optimizer: torch.optim.Optimizer,
-             scaler: torch.amp.GradScaler, clip: float) -> tuple[float, float]:
-    """Leave the gradient of the mean loss over all images, clipped; returns that loss and the norm before."""
+def optimizer_step(step: int, loss_fn: Callable[[Batch], Tensor], batches: list[Batch],
+                   optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
+                   clip: float) -> tuple[float, float]:
+    """One step down the mean loss over all images. Returns that loss and its gradient's norm before clipping.
+
+    Raises UserError where they are not finite, before anything reaches the weights.
+    """
     images, mean_loss = sum(len(batch["item"]) for batch in batches), 0.0
     for batch in batches:
         loss = loss_fn(batch).sum() / images
@@ -115,16 +125,16 @@ def backward(loss_fn: Callable[[Batch], Tensor], batches: list[Batch], optimizer
         mean_loss += loss.item()
     scaler.unscale_(optimizer)
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    return mean_loss, nn.utils.clip_grad_norm_(weights, clip or math.inf).item()
-
-
-def check_finite(step: int, loss: float, norm: float, scaler: torch.amp.GradScaler) -> None:
-    """Raises UserError where the step would carry NaN or infinity into the weights."""
+    norm = nn.utils.clip_grad_norm_(weights, clip or math.inf).item()
     # In fp16 a gradient overflows now and then: the scaler skips that step and halves its scale. Only where
     # there is nothing left to halve (or no scaler, whose scale reads 1) is it the training that fails.
-    if not math.isfinite(loss) or (not math.isfinite(norm) and scaler.get_scale() <= 1):
-        raise UserError(f"step {step + 1}: the loss is {loss:g}, its gradient's norm {norm:g}; lower --lr or use "
-                        "--clip 1. What was saved before is kept")
+    if not math.isfinite(mean_loss) or (not math.isfinite(norm) and scaler.get_scale() <= 1):
+        raise UserError(f"step {step + 1}: the loss is {mean_loss:g}, its gradient's norm {norm:g}; lower "
+                        "--lr or use --clip 1. What was saved before is kept")
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+    return mean_loss, norm
 
 
 def train(config: TrainConfig, folder: Path, dataset: DefectDataset, loss_fn: Callable[[Batch], Tensor],
@@ -132,9 +142,9 @@ def train(config: TrainConfig, folder: Path, dataset: DefectDataset, loss_fn: Ca
           preview: Callable[[], Image.Image]) -> None:
     """Minimise the mean of loss_fn over the data, leaving everything in `folder`.
 
-    loss_fn: a batch -> losses (B,). tensors: what is trained, by its name in the checkpoint, sharing memory with
-    the optimizer's parameters. header: what the checkpoint says of itself. preview: a picture of what the weights
-    draw now. Raises UserError where the loss is no longer finite, KeyboardInterrupt after a signal.
+    loss_fn: a batch -> losses (B,). tensors: what is trained, by its name in the checkpoint, sharing memory
+    with the optimizer's parameters. header: what the checkpoint says of itself. preview: a picture of what
+    the weights draw now. Raises UserError where the loss is not finite, KeyboardInterrupt after a signal.
     """
     plan = Plan(len(dataset), config.batch_size, config.accumulate, config.seed)
     last = min(config.epochs * plan.steps_per_epoch, config.max_steps or sys.maxsize)
@@ -149,11 +159,7 @@ def train(config: TrainConfig, folder: Path, dataset: DefectDataset, loss_fn: Ca
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
             torch.manual_seed(seed_of(config.seed, "dropout", step))
-            loss, norm = backward(loss_fn, batches, optimizer, scaler, config.clip)
-            check_finite(step, loss, norm, scaler)
-            scaler.step(optimizer)
-            scaler.update()
-            optimizer.zero_grad(set_to_none=True)
+            loss, norm = optimizer_step(step, loss_fn, batches, optimizer, scaler, config.clip)
             if config.ema:  # the decay rises from 0.1, so that the start is soon forgotten
                 update_average(average, tensors, min(config.ema, (step + 1) / (step + 10)))
             run.log({"step": step + 1, "epoch": epoch, "loss": round(loss, 6), "lr": rates[0],
@@ -163,15 +169,15 @@ def train(config: TrainConfig, folder: Path, dataset: DefectDataset, loss_fn: Ca
             bar.update()
 
             finished, interrupted = step + 1 == last, interrupts.seen
-            epochs = 0 if (step + 1) % plan.steps_per_epoch else epoch + 1  # done, where one ends here
-            if finished or interrupted or (epochs and epochs % config.save_every == 0):
+            if finished or interrupted or plan.due(step, config.save_every):
                 run.save(step + 1)
                 if bar.disable:  # no terminal: a log file still shows that it lives
                     print(f"step {step + 1} of {last}: loss {loss:.4f}", file=sys.stderr, flush=True)
-            if config.preview_every and (finished or (epochs and epochs % config.preview_every == 0)):
+            if finished or interrupted or plan.due(step, config.preview_every):
+                run.draw_curves()
+            if config.preview_every and (finished or plan.due(step, config.preview_every)):
                 with swapped(tensors, average):
                     run.save_preview(epoch + 1, preview())
-                run.draw_curves()
             if interrupted and not finished:
                 raise KeyboardInterrupt(f"saved after step {step + 1}; the same command"
                                         f"{' without --restart' * config.restart} goes on")

@@ -35,7 +35,8 @@ class Diffusion:
 def leading_timesteps(steps: int) -> list[int]:
     """981, 961, .., 1 for 50 steps: every (T // steps)-th timestep, shifted by one, from noisy to clean.
 
-    SD 1.5's own spacing. Only divisors of T begin near pure noise: 400 steps begin at 799, 600 at 600.
+    SD 1.5's own spacing. Few steps begin far below T (10: 901, 2: 501), and so do many that do not divide it
+    (400: 799, 600: 600), although z is pure noise there.
     """
     if not 1 <= steps <= T:
         raise ValueError(f"{steps} sampling steps: 1 to {T} are possible")
@@ -75,8 +76,8 @@ def ddpm(eps: Eps, z: Tensor, *, steps: int = 50, noise: Noise) -> Iterator[Tens
         alpha = abar / abar_prev  # of the long step from t to the next timestep
         z_0 = (z - math.sqrt(1 - abar) * eps(z, t)) / math.sqrt(abar)
         z = (math.sqrt(abar_prev) * (1 - alpha) * z_0 + math.sqrt(alpha) * (1 - abar_prev) * z) / (1 - abar)
-        if i < steps - 1:
-            z = z + math.sqrt((1 - abar_prev) / (1 - abar) * (1 - alpha)) * noise(i)
+        sigma = math.sqrt((1 - abar_prev) / (1 - abar) * (1 - alpha))  # 0 in the last step
+        z = z + sigma * noise(i)
         yield z
 
 

@@ -55,7 +55,7 @@ class UNetBlock(nn.Module):
 
 
 class MidBlock(nn.Module):
-    """resnet, transformer, resnet at the lowest resolution."""
+    """resnet, transformer, resnet at the lowest resolution; UNetEncoder.encode runs them one by one."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()

@@ -41,6 +41,17 @@ def _same_weights(ours: Any, theirs: Any) -> tuple[Any, Any]:
     return ours.eval(), theirs.eval()
 
 
+def settings_of(module: nn.Module) -> dict[str, Any]:
+    """What shapes do not show: each norm's groups and epsilon, each attention's number of heads."""
+    settings: dict[str, Any] = {}
+    for name, inner in module.named_modules():
+        if isinstance(inner, (nn.GroupNorm, nn.LayerNorm)):
+            settings[name] = getattr(inner, "num_groups", None), inner.eps
+        elif hasattr(inner, "to_q"):
+            settings[name] = inner.heads
+    return settings
+
+
 def relative_error(ours: Tensor, theirs: Tensor) -> float:
     """The largest difference, relative to the largest value."""
     assert ours.shape == theirs.shape and ours.dtype == theirs.dtype

@@ -88,5 +88,4 @@ def test_training_and_sampling(base: Path, tmp_path: Path) -> None:
     assert (tmp_path / "run" / "adapter.safetensors").stat().st_size < 16e6
     assert list((tmp_path / "run" / "previews").glob("*.png"))
     assert Image.open(tmp_path / "drawn" / "image" / "good" / "000.png").size == (64, 64)
-    print(f"peak memory: training {training:.1f} GB, sampling {sampling:.1f} GB")
-    assert max(training, sampling) < 24
+    assert max(training, sampling) < 8  # GB: the model is 3.8 in fp32, and at no time there twice

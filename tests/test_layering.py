@@ -18,8 +18,10 @@ ALLOWED = {
     "data": "augmentation config decode demo doctor errors folders seeds",
     "lora": "errors seeds",
     "adapter": "errors files lora seeds",
-    "run_folder": "errors files pictures",
-    "training": "config data errors files run_folder seeds",
+    "machine": "errors",
+    "recipe": "config data errors",
+    "run_folder": "adapter data errors files pictures",
+    "training": "adapter data errors recipe run_folder seeds",
     "sd": "",
     "sd.layers": "", "sd.diffusion": "",
     "sd.unet": "sd.layers", "sd.vae": "sd.layers",
@@ -27,8 +29,9 @@ ALLOWED = {
     "sd.parts": "errors sd sd.compvis sd.unet sd.vae",
     "sd.weights": "errors sd.hub sd.parts sd.unet sd.vae",
     "generation": "adapter errors lora sd.diffusion sd.unet sd.vae sd.weights seeds",
-    "train_class": "adapter config data errors generation lora pictures sd.diffusion sd.weights seeds training",
-    "sample": "adapter config errors files generation pictures",
+    "train_class": "adapter config data errors generation lora machine pictures recipe sd.diffusion sd.unet "
+                   "sd.vae sd.weights seeds training",
+    "sample": "adapter config errors files generation machine pictures",
 }
 
 

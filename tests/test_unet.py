@@ -10,7 +10,8 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.embeddings import get_timestep_embedding
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from parity import no_module_changes_its_inputs, relative_error, twin_unets
+from parity import no_module_changes_its_inputs, relative_error, settings_of, twin_unets
+from published import UNET_JSON
 from torch import Tensor, nn
 
 from sd.layers import timestep_embedding
@@ -145,6 +146,27 @@ def test_control_is_added_where_diffusers_adds_it(config: UNetConfig) -> None:
 
 
 @CONFIGS
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_control_gets_diffusers_gradients(config: UNetConfig, checkpointing: bool) -> None:
+    """They are what a ControlNet learns from; and those of z_t show that no skip was overwritten."""
+    ours, theirs = twins(config)
+    z_t, t, context = inputs_for(config, 4)
+    with torch.no_grad():
+        skips, mid = control_for(ours, z_t, context, scale=1.0)
+    wanted = [x.requires_grad_() for x in (z_t, mid, *skips)]
+    eps_hat = theirs(z_t, t, context, down_block_additional_residuals=skips,
+                     mid_block_additional_residual=mid).sample
+    expected = torch.autograd.grad(eps_hat.square().sum(), wanted)
+    ours.checkpointing = checkpointing
+    try:
+        actual = torch.autograd.grad(ours(z_t, t, context, control=(skips, mid)).square().sum(), wanted)
+    finally:
+        ours.checkpointing = False
+    for gradient, other in zip(actual, expected, strict=True):
+        assert relative_error(gradient, other) <= 1e-5
+
+
+@CONFIGS
 @torch.no_grad()
 def test_control_of_zeros_changes_nothing(config: UNetConfig) -> None:
     unet, _ = twins(config)
@@ -175,10 +197,9 @@ def test_no_block_changes_its_inputs(config: UNetConfig) -> None:
     assert [x._version for x in given_tensors] == versions
 
 
-def test_attention_heads_are_counted_as_published() -> None:
-    """`attention_head_dim` is the number of heads: 8 heads of 40, 80 or 160 channels in SD 1.5."""
+def test_what_no_tensor_shows_is_sd15s() -> None:
+    """Heads and epsilons at full size: `attention_head_dim` 8 means 8 heads, of 40, 80 or 160 channels."""
     with torch.device("meta"):
-        ours, theirs = UNet(), UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8)
-    heads = {name: module.heads for name, module in theirs.named_modules() if hasattr(module, "to_q")}
-    assert heads == {name: module.heads for name, module in ours.named_modules() if hasattr(module, "to_q")}
-    assert len(heads) == 32 and set(heads.values()) == {8}
+        ours, theirs = UNet(), UNet2DConditionModel.from_config(UNET_JSON)
+    assert settings_of(ours) == settings_of(theirs)
+    assert {module.heads for module in ours.modules() if hasattr(module, "heads")} == {8}

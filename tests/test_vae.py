@@ -7,9 +7,11 @@ import functools
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from parity import no_module_changes_its_inputs, relative_error, twin_vaes
+from parity import no_module_changes_its_inputs, relative_error, settings_of, twin_vaes
+from published import VAE_JSON
 from torch import Tensor
 
 from sd.vae import VAE, VAEConfig
@@ -58,6 +60,12 @@ def test_decode_equals_diffusers(config: VAEConfig, size: tuple[int, int]) -> No
     decoded = ours.decode(z_0)
     assert decoded.shape == (2, 3, *size)
     assert relative_error(decoded, theirs.decode(z_0 / SCALE).sample) <= 1e-5
+
+
+def test_what_no_tensor_shows_is_sd15s() -> None:
+    with torch.device("meta"):
+        ours, theirs = VAE(), AutoencoderKL.from_config(VAE_JSON)
+    assert settings_of(ours) == settings_of(theirs)
 
 
 @settings(max_examples=15, deadline=None)

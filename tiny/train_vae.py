@@ -140,6 +140,8 @@ def main() -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--decoder-only", action="store_true",
+                        help="whole images, encoder frozen: sharper pictures for a UNet that is trained already")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=TINY / "work")
     args = parser.parse_args()
@@ -151,12 +153,16 @@ def main() -> None:
     optimizer = torch.optim.AdamW(vae.parameters(), betas=(0.9, 0.99), weight_decay=1e-3)
     state = args.out / "vae.state.safetensors"
     start, began = load_state(state, vae, average, optimizer), time.time()
+    if args.decoder_only:
+        vae.load_state_dict(average.state_dict())  # the latents are those of the exported average
+        vae.encoder.requires_grad_(False)
+        vae.quant_conv.requires_grad_(False)
 
     bar = tqdm(stream(0, 8, start, args.steps), initial=start, total=args.steps, disable=None)
     for step, (image, _) in enumerate(bar, start):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, args.steps, args.lr)
-        if step < 0.9 * args.steps:  # the last tenth sees whole images
+        if step < 0.9 * args.steps and not args.decoder_only:  # the last tenth sees whole images
             image = crops(image, 64, torch_rng("crop", step))
         noise = torch.randn(len(image), 4, image.shape[2] // 8, image.shape[3] // 8,
                             generator=torch_rng("vae", step))

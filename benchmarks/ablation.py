@@ -1,0 +1,79 @@
+"""Ablations on the embedded base, judged by an independent classifier: `python benchmarks/ablation.py tokens`.
+
+Each arm is train_class.py and sample.py on the demo dataset with the demo's flags but for those it varies. Results
+go to benchmarks/<name>.json: the commands, the confusion matrix of each run, and the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from tiny.judge import confusion, demo_images, describe, load_folder, train, wilson  # noqa: E402
+
+TRAIN = ("--base tiny --resolution 128 --epochs 120 --batch-size 8 --lr 2e-3 --lr-decay 60=0.5 100=0.2 "
+         "--class-dropout 0.1 --tokens-per-class 4 --preview-every 0 --save-every 40").split()
+SAMPLE = "--guidance 2 --steps 25 --per-class 50 --batch-size 40".split()
+
+# name -> arms: what each adds to TRAIN, and to SAMPLE (a later flag wins over an earlier one)
+ABLATIONS: dict[str, dict[str, tuple[str, str]]] = {
+    "tokens": {f"{k} token{'s' * (k > 1)} a class": (f"--tokens-per-class {k}", "") for k in (1, 4, 8)},
+    "guidance": {f"guidance {g}": ("", f"--guidance {g}") for g in (1, 2, 4)},
+}
+
+
+def command(script: str, *arguments: str) -> float:
+    """Run one of our commands; its seconds."""
+    began = time.time()
+    subprocess.run([sys.executable, str(ROOT / script), *arguments], check=True, cwd=ROOT)
+    return time.time() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=ABLATIONS)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[42])
+    parser.add_argument("--work", type=Path, default=Path("/tmp/ablation"))
+    arguments = parser.parse_args()
+    data = arguments.work / "bottle"
+    if not data.exists():
+        command("data.py", "demo", str(data), "--per-class", "20", "--seed", "0")
+    judge = train(500)
+    ceiling = confusion(judge, *demo_images(10_000, 100))
+    describe("fresh drawn images", ceiling)
+    rows = []
+    for arm, (train_flags, sample_flags) in ABLATIONS[arguments.name].items():
+        for seed in arguments.seeds:
+            run = arguments.work / f"{'_'.join(train_flags.split()) or 'demo'}-{seed}"
+            out = arguments.work / f"{arguments.name}-{arm.replace(' ', '_')}-{seed}"
+            train_command = ["--data", str(data), "--out", str(run), "--seed", str(seed), *TRAIN, *train_flags.split()]
+            sample_command = ["--ckpt", str(run), "--out", str(out), "--seed", str(seed), *SAMPLE, *sample_flags.split()]
+            seconds = [command("train_class.py", *train_command), command("sample.py", *sample_command)]
+            table = confusion(judge, *load_folder(out))
+            describe(f"{arm}, seed {seed}", table)
+            correct, total = int(table.trace()), int(table.sum())
+            rows.append({"arm": arm, "seed": seed, "correct": correct, "total": total,
+                         "interval": wilson(correct, total), "confusion": table.tolist(),
+                         "train": " ".join(train_command), "sample": " ".join(sample_command),
+                         "train_seconds": round(seconds[0]), "sample_seconds": round(seconds[1])})
+            result = {"date": datetime.date.today().isoformat(), "machine": platform.processor() or platform.machine(),
+                      "cores": os.cpu_count(), "torch": torch.__version__, "classes": 4,
+                      "judge_on_fresh_images": ceiling.tolist(), "rows": rows}
+            (ROOT / "benchmarks" / f"{arguments.name}.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

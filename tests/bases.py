@@ -1,0 +1,84 @@
+"""A small base model with random weights in diffusers' layout, a small dataset, and scripts run on them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import errors
+from demo import write_demo
+from sd.unet import UNet, UNetConfig
+from sd.vae import VAE, VAEConfig
+
+ROOT = Path(__file__).parent.parent
+UNET = UNetConfig(block_out_channels=(16, 16, 32, 32), layers_per_block=1, cross_attention_dim=16,
+                  attention_head_dim=2, norm_num_groups=8)
+AUTOENCODER = VAEConfig(block_out_channels=(8, 8, 16, 16), layers_per_block=1, norm_num_groups=8)
+
+
+def write_base(folder: Path, seed: int = 0) -> Path:
+    """A whole base of a few hundred kB; another seed is another base."""
+    for name, module, config in (("unet", UNet, UNET), ("vae", VAE, AUTOENCODER)):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = module(config)
+        (folder / name).mkdir(parents=True)
+        save_file(model.state_dict(), folder / name / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+        (folder / name / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
+    return folder
+
+
+class Place(NamedTuple):
+    """A base, and demo photos: 3 a class."""
+
+    base: Path
+    data: Path
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    root = tmp_path_factory.mktemp("place")
+    write_demo(root / "bottle", 3, 0, size=64)
+    return Place(write_base(root / "base"), root / "bottle")
+
+
+class Outcome(NamedTuple):
+    """What a command left: exit status, and what it wrote."""
+
+    status: int
+    out: str
+    err: str
+
+    def failed_with(self, *texts: str) -> bool:
+        """Status 2 and a single line, apart from what was said before, that holds each of `texts`."""
+        *before, last = self.err.splitlines()
+        return (self.status == 2 and last.startswith("error: ") and "Traceback" not in self.err
+                and not any(line.startswith("error: ") for line in before)
+                and all(text in last for text in texts))
+
+
+def command(main: Callable[[], None], *arguments: object) -> Outcome:
+    """Run a script's main as `python script.py ARGUMENTS` would, in this process."""
+    out, err, status = io.StringIO(), io.StringIO(), 0
+    with (contextlib.redirect_stdout(out), contextlib.redirect_stderr(err),
+          mock.patch.object(sys, "argv", ["script.py", *map(str, arguments)])):
+        try:
+            errors.run(main)
+        except SystemExit as stop:
+            status = stop.code
+    return Outcome(status, out.getvalue(), err.getvalue())
+
+
+def rows(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().splitlines()]

@@ -1,0 +1,129 @@
+"""The command line: flags filled into a dataclass, mistakes in one line, and defaults that are the recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from types import ModuleType
+
+import pytest
+import torch
+from bases import command
+
+import sample
+import train_class
+from config import flag, parse
+from data import DataConfig
+from errors import UserError
+from recipe import TrainConfig, learning_rates, out_folder
+
+
+@dataclass
+class Example:
+    """One flag of every kind."""
+
+    needed: str = flag(..., "must be given")
+    count: int = flag(3, "a number of 100 % of things", minimum=1, maximum=9)
+    rate: float = flag(0.5, "a rate", above=0)
+    limit: int | None = flag(None, "perhaps a number", minimum=1)
+    names: list[str] = flag(["a", "b"], "some names")
+    quick: bool = flag(True, "a switch")
+    way: str = flag("up", "one of two", choices=("up", "down"))
+
+
+def example(*argv: str) -> Example:
+    return parse(Example, "An example.", argv=list(argv))
+
+
+def test_defaults() -> None:
+    assert example("--needed", "x") == Example("x", 3, 0.5, None, ["a", "b"], True, "up")
+    first, second = example("--needed", "x"), example("--needed", "x")
+    first.names.append("c")
+    assert second.names == ["a", "b"]
+
+
+def test_every_kind_of_flag() -> None:
+    given = example("--needed", "", "--count", "9", "--rate", "1e-3", "--limit", "2", "--names", "c",
+                    "--no-quick", "--way", "down")
+    assert given == Example("", 9, 1e-3, 2, ["c"], False, "down")
+
+
+MISTAKES = {
+    "not given": ([], "--needed"),
+    "unknown": (["--needed", "x", "--nope", "1"], "--nope"),
+    "abbreviated": (["--need", "x"], "--needed"),
+    "no number": (["--needed", "x", "--count", "two"], "'two' is not a whole number"),
+    "a fraction": (["--needed", "x", "--count", "1.5"], "whole number"),
+    "too small": (["--needed", "x", "--count", "0"], "--count: 0 is too small: at least 1"),
+    "negative": (["--needed", "x", "--count", "-1"], "too small"),
+    "too large": (["--needed", "x", "--count", "10"], "at most 9"),
+    "far too large": (["--needed", "x", "--count", "1" + "0" * 400], "at most 9"),
+    "not above": (["--needed", "x", "--rate", "0"], "more than 0"),
+    "not finite": (["--needed", "x", "--rate", "nan"], "finite"),
+    "infinite": (["--needed", "x", "--rate", "inf"], "finite"),
+    "no choice": (["--needed", "x", "--way", "left"], "--way"),
+    "no value": (["--needed", "x", "--names"], "--names"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes(name: str) -> None:
+    argv, expected = MISTAKES[name]
+    assert command(lambda: example(*argv)).failed_with(expected, "--help")
+
+
+@pytest.mark.parametrize("script", [train_class, sample])
+def test_help_names_every_flag_and_default(script: ModuleType) -> None:
+    outcome = command(script.main, "--help")
+    assert outcome.status == 0 and outcome.err == ""
+    assert "example:" in outcome.out and "(default: 42)" in outcome.out
+    for field in fields(script.Config):
+        assert f"--{field.name.replace('_', '-')}" in outcome.out
+
+
+def test_help_of_every_kind_of_flag() -> None:
+    out = command(lambda: example("--help")).out
+    for text in ("a number of 100 % of things (default: 3)", "--quick, --no-quick", "{up,down}",
+                 "must be given\n", "perhaps a number\n", "some names (default: a b)"):
+        assert text in out
+
+
+def test_the_defaults_are_the_seeds_recipe() -> None:
+    """data_config, training_config and its scheduler, number by number."""
+    config = parse(train_class.Config, "", argv=["--data", "DS-MVTec/bottle"])
+    assert config.resolution == 512 and config.normalize_to_neg1_pos1 and config.augment and config.seed == 42
+    assert not config.load_masks and config.max_samples_per_damage_type is None
+    assert config.dataset_sources == config.product_classes == config.damage_type_to_class_id == []
+    assert (config.epochs, config.batch_size, config.accumulate, config.lr) == (250, 4, 1, 1e-4)
+    assert config.embedding_lr is None and config.weight_decay == 0.01 and config.clip == config.ema == 0
+    assert (config.rank, config.alpha, config.dropout, config.init_std) == (16, 32, 0.1, 0.02)
+    assert (config.tokens_per_class, config.class_dropout, config.preview_steps) == (1, 0, 50)
+    assert config.base == "stable-diffusion-v1-5/stable-diffusion-v1-5" and config.max_steps is None
+    assert str(out_folder(config, "class")) == "runs/bottle-class"
+    optimizer = train_class.make_optimizer(config, [torch.nn.Parameter(torch.ones(1))],
+                                           [torch.nn.Parameter(torch.ones(1))])
+    assert all(group["betas"] == (0.9, 0.999) and group["weight_decay"] == 0.01 and group["lr"] == 1e-4
+               for group in optimizer.param_groups)
+    assert sample.Config("run").steps == 50 and sample.Config("run").sampler == "ddim"
+
+
+def test_learning_rates_at_the_edges_of_the_recipe() -> None:
+    config = TrainConfig(["x"])
+    for epochs, rate in ((range(100), 1e-4), (range(100, 175), 5e-5), (range(175, 251), 2e-5)):
+        assert {learning_rates(config, epoch) for epoch in epochs} == {(rate, rate)}
+
+
+def test_other_learning_rates() -> None:
+    config = TrainConfig(["x"], lr=0.1, embedding_lr=1.0, lr_decay=["9=0.1", "3=0.5", "20=0"])
+    found = [learning_rates(config, epoch) for epoch in (0, 2, 3, 8, 9, 20)]
+    assert found == [(0.1, 1.0)] * 2 + [(0.05, 0.5)] * 2 + [(pytest.approx(0.01), 0.1), (0, 0)]
+
+
+@pytest.mark.parametrize("text", ["100", "100=", "=0.5", "100=x", "1.5=1", "-1=1", "1=-1", "1=nan", "1=inf",
+                                  "1=2=3"])
+def test_learning_rates_that_make_no_sense(text: str) -> None:
+    with pytest.raises(UserError, match="EPOCH=FACTOR"):
+        TrainConfig(["x"], lr_decay=[text])
+
+
+def test_every_data_flag_is_a_training_flag() -> None:
+    assert issubclass(TrainConfig, DataConfig) and issubclass(train_class.Config, TrainConfig)

@@ -1,0 +1,293 @@
+"""sample.py as a person runs it, on checkpoints of a few training steps."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from bases import ROOT, Outcome, Place, command, place, rows, write_base
+from PIL import Image
+from safetensors.torch import save_file
+from trees import spoil
+
+import adapter
+import generation
+import sample
+import train_class
+
+__all__ = ["place"]
+CLASSES = ["broken_large", "broken_small", "contamination", "good"]
+
+
+@pytest.fixture(scope="module")
+def run(place: Place, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with a null class and four tokens a class."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    outcome = command(train_class.main, "--data", place.data, "--base", place.base, "--resolution", 64,
+                      "--preview-every", 0, "--max-steps", 6, "--lr", 0.02, "--class-dropout", 0.2,
+                      "--tokens-per-class", 4, "--init-std", 1, "--out", folder)
+    assert outcome.status == 0, outcome
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def draw(run: Path, *arguments: object) -> Outcome:
+    return command(sample.main, "--ckpt", run, "--steps", 4, "--per-class", 2, *arguments)
+
+
+def pixels(out: str, damage: str, number: int) -> np.ndarray:
+    with Image.open(Path(out, "image", damage, f"{number:03d}.png")) as image:
+        return np.asarray(image).astype(int)
+
+
+def files(out: str = "generated") -> dict[str, bytes]:
+    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(Path(out).rglob("*"))
+            if path.is_file()}
+
+
+def rewritten(run: Path, to: str, **changes: object) -> Path:
+    """The checkpoint with a changed header."""
+    tensors, header = adapter.read_adapter(run / "adapter.safetensors")
+    about = dataclasses.asdict(header) | changes
+    save_file(tensors, to, {"adapter": json.dumps(about)})
+    return Path(to)
+
+
+def test_what_it_leaves(run: Path) -> None:
+    outcome = draw(run)
+    assert outcome.status == 0 and "generated/grid.png" in outcome.out
+    assert sorted(files()) == sorted([f"image/{damage}/{number:03d}.png" for damage in CLASSES
+                                      for number in (0, 1)] + ["grid.png", "samples.jsonl"])
+    noted = rows(Path("generated/samples.jsonl"))
+    assert [row["file"] for row in noted] == [f"image/{damage}/{number:03d}.png" for damage in CLASSES
+                                              for number in (0, 1)]
+    assert noted[3] == {
+        "file": "image/broken_small/001.png", "class": "broken_small", "number": 1, "seed": 42, "steps": 4,
+        "sampler": "ddim", "eta": 0.0, "guidance": 1.0, "lora_scale": 1.0, "precision": "fp32",
+        "checkpoint": adapter.sha256(run / "adapter.safetensors"), "base": noted[3]["base"], "resolution": 64}
+    with Image.open("generated/grid.png") as grid:
+        assert grid.height > 4 * 64 and grid.width > 2 * 64
+    drawn = [pixels("generated", damage, number) for damage in CLASSES for number in (0, 1)]
+    assert all(image.shape == (64, 64, 3) and image.std() > 1 for image in drawn)
+    assert all((a != b).any() for i, a in enumerate(drawn) for b in drawn[:i])
+
+
+def test_what_is_drawn_depends_on_seed_class_and_number_alone(run: Path) -> None:
+    """The same picture in any batch and company; bit for bit where the batches are of one size."""
+    for size in (1, 3, 4):
+        assert draw(run, "--out", f"by {size}", "--batch-size", size, "--guidance", 2).status == 0
+    for size in (3, 4):
+        for damage in CLASSES:
+            for number in (0, 1):
+                difference = pixels(f"by {size}", damage, number) - pixels("by 1", damage, number)
+                assert abs(difference).max() <= 1
+    assert draw(run, "--out", "few", "--batch-size", 1, "--guidance", 2, "--classes", "good", "broken_small",
+                "--per-class", 3).status == 0
+    for damage in ("good", "broken_small"):
+        for number in (0, 1):
+            name = f"image/{damage}/{number:03d}.png"
+            assert files("few")[name] == files("by 1")[name]
+    assert draw(run, "--out", "other", "--seed", 43, "--guidance", 2).status == 0
+    assert (pixels("other", "good", 0) != pixels("by 1", "good", 0)).any()
+
+
+@pytest.mark.parametrize("flags", [("--sampler", "ddpm"), ("--sampler", "dpm++"), ("--eta", 1)])
+def test_samplers_draw_by_number_too(flags: tuple, run: Path) -> None:
+    assert draw(run, *flags, "--batch-size", 1, "--classes", "good").status == 0
+    assert draw(run, *flags, "--batch-size", 3, "--out", "other").status == 0
+    assert abs(pixels("generated", "good", 1) - pixels("other", "good", 1)).max() <= 1
+    assert draw(run, "--classes", "good", "--out", "plain").status == 0
+    assert (pixels("generated", "good", 1) != pixels("plain", "good", 1)).any()
+
+
+def test_adding_classes_and_images(run: Path) -> None:
+    assert draw(run, "--classes", "good").status == 0
+    before = files()
+    outcome = draw(run, "--per-class", 3)
+    assert outcome.status == 0 and "10 images to draw, 2 there already" in outcome.err
+    after = files()
+    assert len(after) == 14 and all(after[name] == before[name] for name in before if "image" in name)
+    assert len({row["file"] for row in rows(Path("generated/samples.jsonl"))}) == 12
+    again = draw(run, "--per-class", 3)
+    assert again.status == 0 and "0 images to draw" in again.err and files() == after
+
+
+def test_other_settings_are_refused_with_the_difference(run: Path, place: Place) -> None:
+    assert draw(run, "--classes", "good").status == 0
+    before = files()
+    assert draw(run, "--seed", 1).failed_with("seed was 42, is 1", "samples.jsonl")
+    assert draw(run, "--steps", 5, "--guidance", 3).failed_with("steps was 4, is 5", "guidance was 1.0, is")
+    assert draw(rewritten(run, "other.safetensors", step=9)).failed_with("checkpoint was")
+    assert files() == before
+
+
+def test_images_of_others_are_never_overwritten(run: Path) -> None:
+    theirs = Path("generated/image/contamination/001.png")
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("a photo")
+    assert draw(run).failed_with(str(theirs))
+    assert draw(run, "--classes", "good").status == 0  # nothing in the way of these
+    assert draw(run).failed_with(str(theirs)) and theirs.read_text() == "a photo"
+    theirs.unlink()
+    assert draw(run).status == 0
+    Path("elsewhere").mkdir()
+    Path("elsewhere/grid.png").write_text("a picture")
+    assert draw(run, "--out", "elsewhere").failed_with("elsewhere/grid.png")
+
+
+def test_interrupted_at_any_point_it_goes_on(run: Path) -> None:
+    assert draw(run, "--batch-size", 1, "--out", "whole").status == 0
+    assert draw(run, "--batch-size", 1).status == 0
+    journal = Path("generated/samples.jsonl")
+    lines = journal.read_text().splitlines(keepends=True)
+    journal.write_text("".join(lines[:4]) + lines[4][:30])  # killed amid the fifth row
+    for name in ("good/001", "good/000", "contamination/001", "contamination/000", "broken_small/001"):
+        Path(f"generated/image/{name}.png").unlink()  # and after the fourth row, before its image
+    assert draw(run, "--batch-size", 1).status == 0 and files() == files("whole")
+    journal.write_text("".join([*lines[:2], "oops\n", *lines[2:]]))
+    assert draw(run).failed_with("samples.jsonl", "line 3")
+
+
+def test_killed_while_it_draws(run: Path) -> None:
+    flags = ["--ckpt", str(run), "--steps", "4", "--per-class", "40", "--batch-size", "1"]
+    process = subprocess.Popen([sys.executable, ROOT / "sample.py", *flags], stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 60
+    while len(list(Path("generated").rglob("*.png"))) < 3:
+        assert process.poll() is None and time.monotonic() < until
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    there = {name: content for name, content in files().items() if name.endswith(".png")}
+    assert command(sample.main, *flags[:5], "3", *flags[6:]).status == 0
+    after = files()
+    assert all(after[name] == content for name, content in there.items() if not name.startswith("."))
+
+
+def test_ctrl_c(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+    monkeypatch.setattr(generation, "draw", interrupted)
+    assert draw(run)[::2] == (130, "generated: 8 images to draw, 0 there already\ninterrupted\n")
+
+
+def test_strength_zero_is_the_base_alone(run: Path) -> None:
+    """At 0 another adapter of the same embedding changes nothing; at 1 it does."""
+    tensors, header = adapter.read_adapter(run / "adapter.safetensors")
+    other = {key: tensor * 3 if "lora_B" in key else tensor for key, tensor in tensors.items()}
+    adapter.save_adapter(Path("other.safetensors"), other, header)
+    for scale in (0, 1):
+        for name, file in (("a", run), ("b", Path("other.safetensors"))):
+            flags = ("--lora-scale", scale, "--out", f"{name}{scale}", "--classes", "good")
+            assert draw(file, *flags).status == 0
+    assert (pixels("a0", "good", 0) == pixels("b0", "good", 0)).all()
+    assert (pixels("a1", "good", 0) != pixels("b1", "good", 0)).any()
+    assert (pixels("a1", "good", 0) != pixels("a0", "good", 0)).any()
+
+
+def test_guidance_starts_from_the_null_class(run: Path) -> None:
+    """At 0 the class's embedding does not matter, at 4 it does."""
+    tensors, header = adapter.read_adapter(run / "adapter.safetensors")
+    tensors["class_embedding.weight"] = tensors["class_embedding.weight"].flip(0)
+    adapter.save_adapter(Path("other.safetensors"), tensors, header)
+    for guidance, same in ((0, True), (4, False)):
+        for name, file in (("one", run), ("two", Path("other.safetensors"))):
+            flags = ("--guidance", guidance, "--out", f"{name} at {guidance}", "--classes", "good")
+            assert draw(file, *flags).status == 0
+        one, two = (pixels(f"{name} at {guidance}", "good", 0) for name in ("one", "two"))
+        assert (one == two).all() == same
+    assert (pixels("one at 0", "good", 0) != pixels("one at 4", "good", 0)).any()
+
+
+def test_bf16_on_the_cpu(run: Path) -> None:
+    for precision in ("bf16", "fp32"):
+        assert draw(run, "--precision", precision, "--out", precision, "--guidance", 2).status == 0
+    assert rows(Path("bf16/samples.jsonl"))[0]["precision"] == "bf16"
+    difference = pixels("bf16", "good", 0) - pixels("fp32", "good", 0)
+    assert 0 < abs(difference).mean() < 8
+
+
+def test_a_moved_base(run: Path, place: Place, tmp_path: Path) -> None:
+    lost = rewritten(run, "lost.safetensors", base=str(tmp_path / "gone"))
+    assert draw(lost).failed_with("lost.safetensors", "gone", "--base")
+    assert draw(lost, "--base", place.base).status == 0
+    other = write_base(tmp_path / "other base", seed=1)
+    assert draw(run, "--base", other, "--out", "x").failed_with("other weights", "other base")
+    assert draw(run, "--base", tmp_path / "nowhere", "--out", "x").failed_with("nowhere")
+    assert not Path("x").exists()
+
+
+def test_checkpoints_that_are_none(run: Path, place: Place) -> None:
+    file = shutil.copy(run / "adapter.safetensors", "cut.safetensors")
+    spoil(Path(file), 0.9)
+    assert draw(Path(file)).failed_with("cut.safetensors", "cut short")
+    assert draw(place.base / "unet/diffusion_pytorch_model.safetensors").failed_with("no checkpoint of this")
+    assert draw(run / "resume.safetensors").failed_with("no checkpoint of this project")
+    assert draw(Path("nothing")).failed_with("nothing")
+    Path("empty").mkdir()
+    assert draw(Path("empty")).failed_with("empty/adapter.safetensors")
+    Path("text.safetensors").write_text("hello")
+    assert draw(Path("text.safetensors")).failed_with("text.safetensors")
+    assert draw(rewritten(run, "a.safetensors", kind="inpaint")).failed_with("kind 'inpaint'")
+    assert draw(rewritten(run, "b.safetensors", colour="red")).failed_with("b.safetensors", "another version")
+    assert draw(rewritten(run, "c.safetensors", classes=["../../x"] * 4)).failed_with("c.safetensors")
+    assert draw(rewritten(run, "d.safetensors", rank=3)).failed_with("d.safetensors", "does not fit")
+    assert not Path("generated").exists()
+
+
+MISTAKES = {
+    "no images": (["--per-class", 0], "--per-class"),
+    "no such class": (["--classes", "good", "hole"], "--classes hole: the checkpoint knows broken_large"),
+    "too many steps": (["--steps", 1001], "--steps"),
+    "eta without DDIM": (["--eta", 0.5, "--sampler", "dpm++"], "--eta"),
+    "fp16 on a CPU": (["--precision", "fp16", "--device", "cpu"], "fp16"),
+    "no such device": (["--device", "cuda:9"], "cuda:9"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes(name: str, run: Path) -> None:
+    flags, expected = MISTAKES[name]
+    assert draw(run, *flags).failed_with(expected)
+    assert not Path("generated").exists()
+
+
+def test_guidance_needs_a_null_class(run: Path) -> None:
+    without = rewritten(run, "without.safetensors", class_dropout=0.0)
+    assert draw(without, "--guidance", 3).failed_with("--guidance 3", "--class-dropout")
+    assert draw(without).status == 0
+
+
+def test_several_products(run: Path) -> None:
+    """product/damage becomes <product>/image/<damage>, which data.py reads as several products."""
+    file = rewritten(run, "two.safetensors", classes=["a/crack", "a/good", "b/crack", "b/good"])
+    assert draw(file).status == 0
+    assert len(list(Path("generated").glob("[ab]/image/*/*.png"))) == 8
+
+
+def test_a_full_disk(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """/dev/full answers every write as a full disk does."""
+    Path("generated").mkdir()
+    Path("generated/samples.jsonl").symlink_to("/dev/full")
+    monkeypatch.setattr(sample, "read_rows", lambda path: [])
+    assert draw(run).failed_with("samples.jsonl", "No space left")
+
+
+def test_drawing_leaves_the_global_generator_alone(run: Path, place: Place) -> None:
+    generator = generation.load_generator(run, base=None, strength=1.0, device=torch.device("cpu"),
+                                          dtype=torch.float32)
+    before = torch.get_rng_state()
+    generator.draw([("good", 0)], generation.Drawing(steps=2, sampler="ddpm"))
+    assert torch.equal(torch.get_rng_state(), before)

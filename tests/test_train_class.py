@@ -1,0 +1,414 @@
+"""train_class.py as a person runs it: what it leaves, how it goes on after a stop, how it fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from bases import ROOT, Outcome, Place, command, place, rows, write_base
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from trees import spoil
+
+import adapter
+import pictures
+import run_folder
+import train_class
+import training
+
+__all__ = ["place"]
+SHORT = ("--resolution", 64, "--preview-every", 0)
+
+
+def train(place: Place, *arguments: object) -> Outcome:
+    return command(train_class.main, "--data", place.data, "--base", place.base, *SHORT, *arguments)
+
+
+def trained(place: Place, *arguments: object) -> dict[str, Tensor]:
+    """The tensors of a run in ./run, which must succeed."""
+    outcome = train(place, "--out", "run", *arguments)
+    assert outcome.status == 0, outcome
+    return load_file("run/adapter.safetensors")
+
+
+def metrics(folder: str | Path = "run") -> list[dict]:
+    """The rows of metrics.jsonl less its head and the time each step took."""
+    head, *steps = rows(Path(folder) / "metrics.jsonl")
+    assert "config" in head
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in steps]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs land in a folder of their own; curves, slow to draw, are drawn in one test only."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run_folder, "curves", lambda rows: Image.new("RGB", (8, 8)))
+
+
+# --- what a run leaves ---
+
+def test_a_run_and_its_folder(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_folder, "curves", pictures.curves)
+    outcome = command(train_class.main, "--data", place.data, "--base", place.base, "--resolution", 64,
+                      "--epochs", 3, "--preview-every", 2, "--preview-steps", 2)
+    assert outcome.status == 0 and "12 images: broken_large 3, broken_small 3" in outcome.out
+    run = Path("runs/bottle-class")
+    assert str(run) in outcome.out.splitlines()[-1]
+    assert sorted(path.name for path in run.iterdir()) == [
+        "adapter.safetensors", "config.json", "curves.png", "metrics.jsonl", "previews", "resume.safetensors"]
+    assert sorted(path.name for path in (run / "previews").iterdir()) == ["epoch_0002.png", "epoch_0003.png"]
+    with Image.open(run / "previews/epoch_0003.png") as preview, Image.open(run / "curves.png") as curves:
+        assert preview.width > 4 * 64 and preview.height > 4 * 64 and curves.width > 300
+    steps = metrics(run)
+    assert [row["step"] for row in steps] == list(range(1, 10))
+    assert [row["epoch"] for row in steps] == [0] * 3 + [1] * 3 + [2] * 3
+    assert all(row["lr"] == 1e-4 and 0.5 < row["loss"] < 2 and row["grad_norm"] > 0 for row in steps)
+    config = json.loads((run / "config.json").read_text())
+    assert config["epochs"] == 3 and config["precision"] == "fp32"
+    assert config["images"] == {"broken_large": 3, "broken_small": 3, "contamination": 3, "good": 3}
+    assert rows(run / "metrics.jsonl")[0]["config"] == config
+
+
+def test_the_checkpoint_says_what_it_is_and_holds_only_what_was_trained(place: Place) -> None:
+    tensors = trained(place, "--max-steps", 2, "--tokens-per-class", 3, "--rank", 4)
+    with safe_open("run/adapter.safetensors", "pt") as file:
+        header = json.loads(file.metadata()["adapter"])
+    assert header["kind"] == "class" and header["step"] == 2 and header["tokens_per_class"] == 3
+    assert header["classes"] == ["broken_large", "broken_small", "contamination", "good"]
+    assert header["config"]["rank"] == 4 and header["base"] == str(place.base)
+    assert tensors.pop("class_embedding.weight").shape == (4, 3 * 16)
+    assert tensors.pop("class_null").shape == (3 * 16,)
+    assert all(key.endswith(("lora_A.weight", "lora_B.weight")) for key in tensors)
+    assert all(tensor.abs().max() > 0 for key, tensor in tensors.items() if "attn1" in key)
+
+
+def test_with_one_token_queries_and_keys_of_cross_attention_are_never_trained(place: Place) -> None:
+    """Softmax over one token is 1: these get no gradient but the rounding of the fused attention kernel."""
+    inert = ("attn2.to_q.lora_B.weight", "attn2.to_k.lora_B.weight")
+    one = trained(place, "--max-steps", 2, "--dropout", 0)
+    assert all(tensor.abs().max() < 1e-6 for key, tensor in one.items() if key.endswith(inert))
+    assert all(tensor.abs().max() > 1e-5 for key, tensor in one.items()
+               if key.endswith(("attn2.to_v.lora_B.weight", "attn2.to_out.0.lora_B.weight")))
+    several = trained(place, "--max-steps", 2, "--dropout", 0, "--tokens-per-class", 2, "--restart")
+    assert all(tensor.abs().max() > 1e-5 for key, tensor in several.items() if key.endswith(inert))
+
+
+# --- going on ---
+
+VARIANTS = {
+    "recipe": (),
+    "accumulate, ema, clip": ("--batch-size", 2, "--accumulate", 2, "--ema", 0.9, "--clip", 0.05),
+    "null class, tokens, previews": ("--class-dropout", 0.5, "--tokens-per-class", 4, "--preview-every", 1,
+                                     "--preview-steps", 1, "--preview-guidance", 2),
+    "a worker": ("--workers", 1),
+    "bf16": ("--precision", "bf16"),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_stopped_and_continued_is_the_same_to_the_last_bit(name: str, place: Place,
+                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four of 7 steps and then the rest, which starts amid an epoch, against all at once."""
+    for folder in ("once", "twice"):
+        Path(folder).mkdir()
+    monkeypatch.chdir("once")
+    trained(place, *VARIANTS[name], "--max-steps", 7)
+    monkeypatch.chdir("../twice")
+    trained(place, *VARIANTS[name], "--max-steps", 4)
+    trained(place, *VARIANTS[name], "--max-steps", 7)
+    for file in ("adapter.safetensors", "resume.safetensors", "config.json"):
+        assert Path("run", file).read_bytes() == Path("../once/run", file).read_bytes(), file
+    assert metrics() == metrics("../once/run") and len(metrics()) == 7
+
+
+def test_previews_workers_and_checkpointing_change_nothing_that_is_learnt(place: Place) -> None:
+    def tensors(*arguments: object) -> dict[str, Tensor]:
+        return trained(place, "--max-steps", 4, "--restart", *arguments)
+    plain = tensors()
+    for flags in (("--preview-every", 1, "--preview-steps", 1), ("--workers", 2),
+                  ("--checkpointing", "full")):
+        other = tensors(*flags)
+        assert all(torch.equal(plain[key], other[key]) for key in plain), flags
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_killed_amid_training_and_continued(number: int, place: Place) -> None:
+    flags = ["--data", place.data, "--base", place.base, *SHORT, "--out", "run", "--save-every", 1]
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "train_class.py", *map(str, flags), "--max-steps", "3000"],
+        stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 60
+    while not Path("run/resume.safetensors").exists() or len(metrics()) < 5:
+        assert process.poll() is None and time.monotonic() < until
+        time.sleep(0.02)
+    process.send_signal(number)
+    err = process.communicate(timeout=60)[1]
+    done = len(metrics())
+    if number == signal.SIGKILL:
+        with open("run/metrics.jsonl", "a") as file:
+            file.write('{"step": 4, "epo')  # as a kill amid a write leaves it
+        Path("run/.adapter.safetensors.1.tmp").write_text("half a checkpo")
+    else:
+        assert process.returncode == 130 and "Traceback" not in err
+        assert err.splitlines()[-1] == f"saved after step {done}; the same command goes on"
+    steps = done + 2
+    last = command(train_class.main, *flags, "--max-steps", steps)
+    assert last.status == 0 and not list(Path("run").glob(".*"))
+    assert [row["step"] for row in metrics()] == list(range(1, steps + 1))
+    went_on = load_file("run/adapter.safetensors")
+    Path("run").rename("stopped")
+    at_once = trained(place, "--save-every", 1, "--max-steps", steps)
+    assert all(torch.equal(at_once[key], went_on[key]) for key in at_once)
+    assert metrics() == metrics("stopped")
+
+
+def test_signals_are_handed_back(place: Place) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    trained(place, "--max-steps", 1)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    with training.Interrupts() as interrupts:
+        signal.raise_signal(signal.SIGINT)
+        assert interrupts.seen
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_a_finished_run_is_left_alone_and_a_longer_one_goes_on(place: Place) -> None:
+    trained(place, "--max-steps", 3)
+    before = Path("run/adapter.safetensors").read_bytes()
+    trained(place, "--max-steps", 3)
+    assert Path("run/adapter.safetensors").read_bytes() == before and len(metrics()) == 3
+    trained(place, "--epochs", 2)
+    assert len(metrics()) == 6 and json.loads(Path("run/config.json").read_text())["epochs"] == 2
+
+
+def test_another_run_in_the_folder_is_refused_with_the_difference(place: Place, tmp_path: Path) -> None:
+    trained(place, "--max-steps", 3, "--preview-every", 1, "--preview-steps", 1)
+    before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+    outcome = train(place, "--out", "run", "--lr", 0.001, "--rank", 8)
+    assert outcome.failed_with("--lr was 0.0001, is 0.001", "--rank was 16, is 8", "--restart")
+    other = write_base(tmp_path / "other base", seed=1)
+    assert train(place, "--base", other, "--out", "run").failed_with("base_fingerprint was")
+    shutil.copytree(place.data, tmp_path / "fewer")
+    (tmp_path / "fewer/image/good/000.png").unlink()
+    assert train(place, "--data", tmp_path / "fewer", "--out", "run").failed_with("'good': 2")
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+    trained(place, "--max-steps", 1, "--lr", 0.001, "--restart", "--preview-every", 0)
+    assert len(metrics()) == 1 and not list(Path("run/previews").iterdir())
+
+
+def test_data_and_base_may_move_and_the_run_goes_on(place: Place, tmp_path: Path) -> None:
+    trained(place, "--max-steps", 2)
+    shutil.copytree(place.data, tmp_path / "moved")
+    shutil.copytree(place.base, tmp_path / "moved base")
+    outcome = train(place, "--data", tmp_path / "moved", "--base", tmp_path / "moved base", "--out", "run",
+                    "--max-steps", 3)
+    assert outcome.status == 0 and len(metrics()) == 3
+
+
+@pytest.mark.parametrize("name", ["resume.safetensors", "metrics.jsonl"])
+def test_damaged_files_of_a_run(name: str, place: Place) -> None:
+    trained(place, "--max-steps", 3)
+    if name == "metrics.jsonl":
+        lines = Path("run", name).read_text().splitlines()
+        Path("run", name).write_text("\n".join([*lines[:2], "oops", *lines[2:]]) + "\n")
+    else:
+        spoil(Path("run", name), 0.9)
+    assert train(place, "--out", "run", "--max-steps", 4).failed_with(name)
+
+
+def test_folders_that_are_no_run(place: Place) -> None:
+    Path("mine").mkdir()
+    Path("mine/config.json").write_text("{}")
+    assert train(place, "--out", "mine", "--max-steps", 1, "--restart").failed_with("mine/config.json")
+    assert Path("mine/config.json").read_text() == "{}"
+    Path("file").write_text("x")
+    assert train(place, "--out", "file", "--max-steps", 1).failed_with("file")
+    trained(place, "--max-steps", 1)
+    Path("run/resume.safetensors").unlink()
+    assert train(place, "--out", "run", "--max-steps", 1).failed_with("resume.safetensors", "--restart")
+
+
+# --- the step ---
+
+def test_accumulation_is_the_same_step(place: Place) -> None:
+    """4 images at once, 2 times 2, 4 times 1: noise is drawn by image, so updates are equal but for rounding.
+
+    AdamW moves each weight by about lr a step however small its gradient, so single weights may differ where
+    that is nothing but rounding; compared are the means, relative to how far the weights moved.
+    """
+    flags = ("--dropout", 0, "--max-steps", 4, "--restart", "--class-dropout", 0.3)
+    whole = trained(place, *flags, "--batch-size", 4)
+    losses = [row["loss"] for row in metrics()]
+    for size, times in ((2, 2), (1, 4)):
+        parts = trained(place, *flags, "--batch-size", size, "--accumulate", times)
+        for row, loss in zip(metrics(), losses, strict=True):
+            assert row["loss"] == pytest.approx(loss, rel=1e-5)
+        for key, tensor in whole.items():
+            assert (parts[key] - tensor).abs().mean() < 0.02 * 4e-4, key
+
+
+def test_bf16_learns_the_same_but_for_its_rounding(place: Place) -> None:
+    trained(place, "--max-steps", 3)
+    losses = [row["loss"] for row in metrics()]
+    trained(place, "--max-steps", 3, "--precision", "bf16", "--restart")
+    assert [row["loss"] for row in metrics()] == pytest.approx(losses, rel=0.02)
+    assert [row["loss"] for row in metrics()] != losses
+
+
+def test_the_loss_falls(place: Place) -> None:
+    """On four photos, at a high rate: the mean loss of the last steps is below that of the first."""
+    trained(place, "--max-steps", 30, "--lr", 0.01, "--max-samples-per-damage-type", 1, "--no-augment",
+            "--tokens-per-class", 4)
+    losses = [row["loss"] for row in metrics()]
+    assert sum(losses[-10:]) < 0.95 * sum(losses[:10])
+
+
+def test_images_in_0_to_1_are_fed_as_they_are(place: Place) -> None:
+    outcome = train(place, "--out", "run", "--max-steps", 1, "--no-normalize-to-neg1-pos1")
+    assert outcome.status == 0
+
+
+class Toy(nn.Module):
+    """What an optimizer step needs of a model, with a loss that can be made to overflow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2))
+        self.optimizer = torch.optim.AdamW([{"params": [self.weight]}], lr=0.1)
+
+    def step(self, factor: float, scaler: torch.amp.GradScaler) -> tuple[float, float]:
+        batch = {"item": torch.zeros(2), "factor": factor}
+        return training.optimizer_step(0, lambda batch: (self.weight * batch["factor"]).square(), [batch],
+                                       self.optimizer, scaler, clip=0)
+
+
+def test_an_overflowing_gradient_is_skipped_in_fp16_and_an_error_otherwise() -> None:
+    toy, scaler = Toy(), torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    assert toy.step(10.0, scaler) == (100.0, float("inf")) and (toy.weight == 1).all()
+    assert scaler.get_scale() == 2.0**126
+    while (toy.weight == 1).all():
+        loss, norm = toy.step(10.0, scaler)
+    assert loss == 100 and norm == pytest.approx(200 / 2**0.5) and scaler.get_scale() > 1
+    for scaler in (torch.amp.GradScaler(enabled=False), torch.amp.GradScaler("cpu", init_scale=1.0)):
+        toy = Toy()
+        toy.weight.register_hook(lambda gradient: gradient * float("inf"))
+        with pytest.raises(Exception, match=r"step 1: the loss is 1, its gradient's norm inf"):
+            toy.step(1.0, scaler)
+        assert (toy.weight == 1).all()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_saved(place: Place) -> None:
+    flags = ("--save-every", 1, "--lr-decay", "1=1e30")
+    before = trained(place, "--epochs", 1, *flags)
+    assert train(place, "--out", "run", "--epochs", 9, *flags).failed_with("the loss is", "--lr")
+    kept = load_file("run/adapter.safetensors")
+    assert all(torch.equal(before[key], kept[key]) for key in before)
+
+
+def test_checkpointing_follows_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    from machine import choose_checkpointing
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    for free, expected in ((15 * 2**30, False), (8 * 2**30, True)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 2**34))
+        assert choose_checkpointing("auto", gpu, "fp16", 4, 512, 320) is expected
+        assert choose_checkpointing("full", gpu, "fp16", 4, 512, 320)
+        assert not choose_checkpointing("none", gpu, "fp16", 4, 512, 320)
+    assert not choose_checkpointing("auto", cpu, "fp32", 1, 64, 16)
+    assert choose_checkpointing("auto", cpu, "fp32", 4000, 512, 320)
+
+
+def test_precision_by_compute_capability(monkeypatch: pytest.MonkeyPatch) -> None:
+    from machine import choose_precision
+    for capability, expected in (((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
+        assert choose_precision("auto", torch.device("cuda")) == expected
+    assert choose_precision("auto", torch.device("cpu")) == "fp32"
+
+
+# --- mistakes ---
+
+MISTAKES = {
+    "guidance without a null class": (["--preview-guidance", 3], "--class-dropout"),
+    "lr decay": (["--lr-decay", "100"], "EPOCH=FACTOR"),
+    "resolution": (["--resolution", 100], "64 or 128"),
+    "no such base": (["--base", "no/such/base"], "no/such/base"),
+    "no such data": (["--data", "no such data"], "no such data"),
+    "no GPU": (["--device", "cuda:7"], "--device cuda:7"),
+    "no device": (["--device", "abacus"], "--device abacus"),
+    "fp16 on a CPU": (["--precision", "fp16", "--device", "cpu"], "--precision fp16"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes(name: str, place: Place) -> None:
+    flags, expected = MISTAKES[name]
+    assert train(place, "--out", "run", "--max-steps", 1, *flags).failed_with(expected)
+    assert not Path("run").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_damaged_while_training(workers: int, place: Place, tmp_path: Path,
+                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also from a worker, whose error comes with its traceback in its text: one line."""
+    import data
+    shutil.copytree(place.data, tmp_path / "data")
+    monkeypatch.setattr(data, "CACHE_BYTES", 0)
+    monkeypatch.setattr(train_class, "fingerprint", lambda unet: [
+        spoil(file, 0.5) for file in (tmp_path / "data").rglob("image/*/*.png")] and "0")
+    outcome = train(place, "--data", tmp_path / "data", "--out", "run", "--workers", workers)
+    assert outcome.failed_with(".png", "cannot be read") and "worker" not in outcome.err
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Path:
+    """A file system of one megabyte."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(disk)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a full disk can only be made by root")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk(place: Place, full_disk: Path) -> None:
+    run = full_disk / "run"
+    flags = ("--out", run, "--rank", 1, "--save-every", 1)
+    assert train(place, *flags, "--epochs", 1).status == 0
+    before = (run / "adapter.safetensors").read_bytes()
+    ballast = full_disk / "ballast"
+    with pytest.raises(OSError):
+        ballast.write_bytes(bytes(2**20))
+    outcome = train(place, *flags, "--epochs", 3)
+    assert outcome.failed_with(str(run), "No space left")
+    assert (run / "adapter.safetensors").read_bytes() == before
+    os.truncate(ballast, ballast.stat().st_size - 8192)  # room for a few rows, not for a checkpoint
+    assert train(place, *flags, "--epochs", 3).failed_with(str(run), "No space left")
+    assert (run / "adapter.safetensors").read_bytes() == before and not list(run.glob(".*"))
+    ballast.unlink()
+    assert train(place, *flags, "--epochs", 3).status == 0 and len(metrics(run)) == 9
+
+
+def test_a_checkpoint_is_copied_strictly(place: Place) -> None:
+    tensors = trained(place, "--max-steps", 1)
+    key = next(key for key in tensors if "lora_A" in key)
+    with safe_open("run/adapter.safetensors", "pt") as file:
+        header = file.metadata()
+    save_file({k: v for k, v in tensors.items() if k != key}, "less.safetensors", header)
+    found, head = adapter.read_adapter(Path("less.safetensors"))
+    from sd.weights import load_unet
+    with pytest.raises(Exception, match=r"less\.safetensors: does not fit .* missing"):
+        adapter.load_adapter(Path("less.safetensors"), head, found,
+                             load_unet(str(place.base), device="cpu", dtype=torch.float32), 16)
