@@ -1,7 +1,7 @@
-"""Ablations on the embedded base, judged by an independent classifier: `python benchmarks/ablation.py tokens`.
+"""Ablations on the embedded base, by an independent judge: `python benchmarks/ablation.py tokens`.
 
-Each arm is train_class.py and sample.py on the demo dataset with the demo's flags but for those it varies. Results
-go to benchmarks/<name>.json: the commands, the confusion matrix of each run, and the machine.
+Each arm is train_class.py and sample.py on the demo dataset with the demo's flags but for those it varies.
+Results go to benchmarks/<name>.json: the commands, the confusion matrix of each run, and the machine.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ sys.path.insert(0, str(ROOT))
 
 from tiny.judge import confusion, demo_images, describe, load_folder, train, wilson  # noqa: E402
 
-TRAIN = ("--base tiny --resolution 128 --epochs 120 --batch-size 8 --lr 2e-3 --lr-decay 60=0.5 100=0.2 "
-         "--class-dropout 0.1 --tokens-per-class 4 --preview-every 0 --save-every 40").split()
-SAMPLE = "--guidance 2 --steps 25 --per-class 50 --batch-size 40".split()
+TRAIN = "--base tiny --resolution 128 --epochs 120 --batch-size 8 --lr 2e-3 --lr-decay 60=0.5 100=0.2 " \
+        "--class-dropout 0.1 --tokens-per-class 4 --preview-every 0 --save-every 40"
+SAMPLE = "--guidance 2 --steps 25 --per-class 50 --batch-size 40"
 
 # name -> arms: what each adds to TRAIN, and to SAMPLE (a later flag wins over an earlier one)
 ABLATIONS: dict[str, dict[str, tuple[str, str]]] = {
@@ -59,8 +59,8 @@ def main() -> None:
         for seed in arguments.seeds:
             run = arguments.work / f"{'_'.join(train_flags.split()) or 'demo'}-{seed}"
             out = arguments.work / f"{arguments.name}-{arm.replace(' ', '_')}-{seed}"
-            train_command = ["--data", str(data), "--out", str(run), "--seed", str(seed), *TRAIN, *train_flags.split()]
-            sample_command = ["--ckpt", str(run), "--out", str(out), "--seed", str(seed), *SAMPLE, *sample_flags.split()]
+            train_command = f"--data {data} --out {run} --seed {seed} {TRAIN} {train_flags}".split()
+            sample_command = f"--ckpt {run} --out {out} --seed {seed} {SAMPLE} {sample_flags}".split()
             seconds = [command("train_class.py", *train_command), command("sample.py", *sample_command)]
             table = confusion(judge, *load_folder(out))
             describe(f"{arm}, seed {seed}", table)
@@ -69,7 +69,7 @@ def main() -> None:
                          "interval": wilson(correct, total), "confusion": table.tolist(),
                          "train": " ".join(train_command), "sample": " ".join(sample_command),
                          "train_seconds": round(seconds[0]), "sample_seconds": round(seconds[1])})
-            result = {"date": datetime.date.today().isoformat(), "machine": platform.processor() or platform.machine(),
+            result = {"date": datetime.date.today().isoformat(), "machine": platform.machine(),
                       "cores": os.cpu_count(), "torch": torch.__version__, "classes": 4,
                       "judge_on_fresh_images": ceiling.tolist(), "rows": rows}
             (ROOT / "benchmarks" / f"{arguments.name}.json").write_text(json.dumps(result, indent=1) + "\n")

@@ -141,7 +141,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--decoder-only", action="store_true",
-                        help="whole images, encoder frozen: sharper pictures for a UNet that is trained already")
+                        help="whole images, encoder frozen: for a UNet that is trained already")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=TINY / "work")
     args = parser.parse_args()
@@ -162,7 +162,7 @@ def main() -> None:
     for step, (image, _) in enumerate(bar, start):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, args.steps, args.lr)
-        if step < 0.9 * args.steps and not args.decoder_only:  # the last tenth sees whole images
+        if not args.decoder_only and step < 0.9 * args.steps:  # the last tenth: whole images
             image = crops(image, 64, torch_rng("crop", step))
         noise = torch.randn(len(image), 4, image.shape[2] // 8, image.shape[3] // 8,
                             generator=torch_rng("vae", step))
