@@ -18,7 +18,7 @@ from sd.vae import VAE
 from sd.weights import fingerprint, load_unet, load_vae
 from seeds import torch_rng
 
-SAMPLERS = ("ddim", "ddpm", "dpm++")
+SAMPLERS = ("ddim", "ddpm", "dpm++", "dpm++linspace")
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def run_sampler(drawing: Drawing, eps: Eps, z: Tensor, noise: Noise) -> Iterator
         return ddim(eps, z, steps=drawing.steps, eta=drawing.eta, noise=noise)
     if drawing.sampler == "ddpm":
         return ddpm(eps, z, steps=drawing.steps, noise=noise)
-    return dpm_solver(eps, z, steps=drawing.steps)
+    return dpm_solver(eps, z, steps=drawing.steps, karras=drawing.sampler == "dpm++")
 
 
 @torch.no_grad()

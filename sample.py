@@ -40,7 +40,8 @@ class Config:
     seed: int = flag(42, "another seed draws other images", group="what", minimum=0)
     steps: int = flag(50, "sampling steps; for ddim and ddpm best a divisor of 1000", group="how",
                       minimum=1, maximum=1000)
-    sampler: str = flag("ddim", "sampler; dpm++ is DPM-Solver++(2M) with Karras' steps", group="how",
+    sampler: str = flag("ddim", "sampler; dpm++ is DPM-Solver++(2M) with Karras' noise levels, dpm++linspace "
+                        "with evenly spaced timesteps", group="how",
                         choices=SAMPLERS)
     eta: float = flag(0.0, "noise that DDIM adds: 0 none, 1 as much as DDPM", group="how", minimum=0,
                       maximum=1)
@@ -111,6 +112,8 @@ def check(config: Config, header: Header) -> None:
                         "--class-dropout 0.1")
     if config.eta and config.sampler != "ddim":
         raise UserError(f"--eta {config.eta:g}: only --sampler ddim has it")
+    if config.steps == 1000 and config.sampler == "dpm++linspace":
+        raise UserError("--steps 1000: dpm++linspace has at most 999; 20 are usually enough")
 
 
 def main() -> None:

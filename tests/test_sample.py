@@ -104,7 +104,8 @@ def test_what_is_drawn_depends_on_seed_class_and_number_alone(run: Path) -> None
     assert (pixels("other", "good", 0) != pixels("by 1", "good", 0)).any()
 
 
-@pytest.mark.parametrize("flags", [("--sampler", "ddpm"), ("--sampler", "dpm++"), ("--eta", 1)])
+@pytest.mark.parametrize("flags", [("--sampler", "ddpm"), ("--sampler", "dpm++"),
+                                   ("--sampler", "dpm++linspace"), ("--eta", 1)])
 def test_samplers_draw_by_number_too(flags: tuple, run: Path) -> None:
     assert draw(run, *flags, "--batch-size", 1, "--classes", "good").status == 0
     assert draw(run, *flags, "--batch-size", 3, "--out", "other").status == 0
@@ -252,6 +253,7 @@ MISTAKES = {
     "no such class": (["--classes", "good", "hole"], "--classes hole: the checkpoint knows broken_large"),
     "too many steps": (["--steps", 1001], "--steps"),
     "eta without DDIM": (["--eta", 0.5, "--sampler", "dpm++"], "--eta"),
+    "steps beyond the solver": (["--steps", 1000, "--sampler", "dpm++linspace"], "--steps 1000"),
     "fp16 on a CPU": (["--precision", "fp16", "--device", "cpu"], "fp16"),
     "no such device": (["--device", "cuda:9"], "cuda:9"),
 }

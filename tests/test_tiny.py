@@ -1,0 +1,64 @@
+"""The embedded base: its files, what opens them, and the scripts that made them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from sd.weights import TINY, load_unet, load_vae
+from tiny.procedural import VOCABULARY
+
+ROOT = Path(__file__).parent.parent
+MB = 1_000_000
+
+
+def test_the_weights_are_small_enough_for_a_repository() -> None:
+    sizes = {path: path.stat().st_size for path in TINY.glob("*/*.safetensors")}
+    assert len(sizes) == 3
+    assert max(sizes.values()) < 16 * MB
+    assert sum(sizes.values()) <= 20 * MB
+
+
+def test_diffusers_and_transformers_open_it_and_agree() -> None:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextModel
+
+    theirs = UNet2DConditionModel.from_pretrained(TINY / "unet", variant="fp16")
+    ours = load_unet("tiny", device="cpu", dtype=torch.float32)
+    text = CLIPTextModel.from_pretrained(TINY / "text_encoder", variant="fp16")
+    assert text.config.vocab_size == len(VOCABULARY)
+    with torch.no_grad():
+        context = text(input_ids=torch.tensor([[0, 2, 30, 1]])).last_hidden_state
+        z, t = torch.randn(1, 4, 16, 16), torch.tensor([500])
+        torch.testing.assert_close(ours(z, t, context), theirs(z, t, context).sample)
+        vae, their_vae = load_vae("tiny", device="cpu", dtype=torch.float32), \
+            AutoencoderKL.from_pretrained(TINY / "vae", variant="fp16")
+        assert their_vae.config.scaling_factor == vae.config.scaling_factor
+        torch.testing.assert_close(vae.decode(z * vae.config.scaling_factor), their_vae.decode(z).sample,
+                                   rtol=1e-4, atol=1e-4)
+
+
+def run(module: str, *arguments: str) -> None:
+    subprocess.run([sys.executable, "-m", module, *arguments], cwd=ROOT, check=True, capture_output=True,
+                   env={**os.environ, "OMP_NUM_THREADS": "2"})
+
+
+@pytest.mark.slow
+def test_the_training_scripts_train_and_go_on(tmp_path: Path) -> None:
+    run("tiny.train_vae", "--steps", "2", "--out", str(tmp_path))
+    run("tiny.train_vae", "--steps", "3", "--out", str(tmp_path))
+    run("tiny.train_vae", "--steps", "4", "--decoder-only", "--out", str(tmp_path))
+    steps = [json.loads(line)["step"] for line in (tmp_path / "vae.jsonl").read_text().splitlines()]
+    assert steps == [2, 3, 4]
+    run("tiny.train_unet", "--steps", "1", "--out", str(tmp_path))
+    run("tiny.train_unet", "--steps", "2", "--out", str(tmp_path))
+    steps = [json.loads(line)["step"] for line in (tmp_path / "unet.jsonl").read_text().splitlines()]
+    assert steps == [1, 2]
+    assert (tmp_path / "samples.png").stat().st_size > 10_000
+    load_unet(str(tmp_path), device="cpu", dtype=torch.float32)
