@@ -23,8 +23,9 @@ sys.path.insert(0, str(ROOT))
 
 from tiny.judge import confusion, demo_images, describe, load_folder, train, wilson  # noqa: E402
 
-TRAIN = "--base tiny --resolution 128 --epochs 120 --batch-size 8 --lr 2e-3 --lr-decay 60=0.5 100=0.2 " \
-        "--class-dropout 0.1 --tokens-per-class 4 --preview-every 0 --save-every 40"
+TRAIN = "--base tiny --resolution 128 --epochs 80 --batch-size 8 --lr 2e-3 --lr-decay 50=0.5 70=0.1 " \
+        "--embedding-lr 1e-2 --init-std 0.5 --tokens-per-class 4 --class-dropout 0.1 --ema 0.99 " \
+        "--preview-every 0 --save-every 40"
 SAMPLE = "--guidance 2 --steps 25 --per-class 50 --batch-size 40"
 
 # name -> arms: what each adds to TRAIN, and to SAMPLE (a later flag wins over an earlier one)
