@@ -29,16 +29,16 @@ def test_diffusers_and_transformers_open_it_and_agree() -> None:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel
 
-    theirs = UNet2DConditionModel.from_pretrained(TINY / "unet", variant="fp16")
+    theirs = UNet2DConditionModel.from_pretrained(TINY / "unet", variant="fp16").float()
     ours = load_unet("tiny", device="cpu", dtype=torch.float32)
-    text = CLIPTextModel.from_pretrained(TINY / "text_encoder", variant="fp16")
+    text = CLIPTextModel.from_pretrained(TINY / "text_encoder", variant="fp16").float()
     assert text.config.vocab_size == len(VOCABULARY)
     with torch.no_grad():
         context = text(input_ids=torch.tensor([[0, 2, 30, 1]])).last_hidden_state
         z, t = torch.randn(1, 4, 16, 16), torch.tensor([500])
         torch.testing.assert_close(ours(z, t, context), theirs(z, t, context).sample)
-        vae, their_vae = load_vae("tiny", device="cpu", dtype=torch.float32), \
-            AutoencoderKL.from_pretrained(TINY / "vae", variant="fp16")
+        vae = load_vae("tiny", device="cpu", dtype=torch.float32)
+        their_vae = AutoencoderKL.from_pretrained(TINY / "vae", variant="fp16").float()
         assert their_vae.config.scaling_factor == vae.config.scaling_factor
         torch.testing.assert_close(vae.decode(z * vae.config.scaling_factor), their_vae.decode(z).sample,
                                    rtol=1e-4, atol=1e-4)
