@@ -17,10 +17,12 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from PIL import Image
+from scipy.stats import binomtest
 from torch import Tensor, nn
 from tqdm import trange
 
 import errors
+from decode import read_image
 from demo import CLASSES, draw_bottle
 from errors import UserError
 from seeds import torch_rng
@@ -95,11 +97,10 @@ def confusion(model: nn.Module, image: Tensor, label: Tensor) -> np.ndarray:
     return table
 
 
-def wilson(correct: int, total: int, z: float = 1.96) -> tuple[float, float]:
-    """The Wilson interval of a share (Wilson 1927)."""
-    p, n = correct / total, total
-    centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
+def wilson(correct: int, total: int) -> tuple[float, float]:
+    """The 95 % Wilson interval of a share."""
+    interval = binomtest(correct, total).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def load_folder(folder: Path) -> tuple[Tensor, Tensor]:
@@ -109,7 +110,8 @@ def load_folder(folder: Path) -> tuple[Tensor, Tensor]:
         files = sorted((folder / "image" / name).glob("*.png"))
         if not files:
             raise UserError(f"{folder / 'image' / name}: no images there; give a folder that sample.py wrote")
-        images += [np.asarray(Image.open(f).convert("RGB").resize((128, 128), Image.LANCZOS)) for f in files]
+        images += [np.asarray(Image.fromarray(read_image(file)).resize((128, 128), Image.LANCZOS))
+                   for file in files]
         labels += [index] * len(files)
     return to_tensor(np.stack(images)), torch.tensor(labels)
 
@@ -128,17 +130,11 @@ def main() -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="+", help="what sample.py wrote")
     parser.add_argument("--per-class", type=int, default=500, help="fresh images a class to learn from")
-    parser.add_argument("--weights", type=Path, help="keep the trained judge here, or take it from here")
     arguments = parser.parse_args()
-    loaded = [load_folder(folder) for folder in arguments.folder]
-    if arguments.weights and arguments.weights.exists():
-        model = classifier()
-        model.load_state_dict(torch.load(arguments.weights, weights_only=True))
-        model.eval()
-    else:
-        model = train(arguments.per_class)
-        if arguments.weights:
-            torch.save(model.state_dict(), arguments.weights)
+    if arguments.per_class < 8:
+        raise UserError(f"--per-class {arguments.per_class}: at least 8; the README's numbers use 500")
+    loaded = [load_folder(folder) for folder in arguments.folder]  # before minutes of training
+    model = train(arguments.per_class)
     describe("fresh drawn images", confusion(model, *demo_images(10_000, 100)))
     for folder, (image, label) in zip(arguments.folder, loaded, strict=True):
         table = confusion(model, image, label)

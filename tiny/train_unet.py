@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel
 
+import errors
 from sd.diffusion import Diffusion, ddim
 from sd.layers import Attention, ResnetBlock, SpatialTransformer
 from sd.unet import UNet, UNetConfig
@@ -216,4 +217,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    errors.run(main)

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+import errors
 from sd.layers import Attention, Downsample, ResnetBlock, Upsample
 from sd.vae import VAE, VAEConfig
 from seeds import torch_rng
@@ -183,4 +184,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    errors.run(main)
