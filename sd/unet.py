@@ -33,6 +33,14 @@ class UNetConfig:
     attention_head_dim: int = 8  # the number of heads: the published file's name for it is wrong
     norm_num_groups: int = 32
 
+    @property
+    def skip_channels(self) -> list[int]:
+        """Channels of the skips in the order in which the encoder makes them."""
+        channels = [self.block_out_channels[0]]
+        for level, width in enumerate(self.block_out_channels):
+            channels += [width] * (self.layers_per_block + (level < len(self.block_out_channels) - 1))
+        return channels
+
 
 class UNetBlock(nn.Module):
     """Resnets, each followed by a transformer where the level has attention, then a change of resolution."""
@@ -122,10 +130,7 @@ class UNet(UNetEncoder):
         config = config or UNetConfig()
         super().__init__(config)
         widths, depth = config.block_out_channels, config.layers_per_block
-        # Channels of the skips in the order in which they are made; the decoder takes them back from the end.
-        skip_channels = [widths[0]]
-        for level, width in enumerate(widths):
-            skip_channels += [width] * (depth + (level < len(widths) - 1))
+        skip_channels = config.skip_channels  # the decoder takes them back from the end
         self.up_blocks, c = nn.ModuleList(), widths[-1]
         for level, width in reversed(list(enumerate(widths))):
             channels = []
@@ -145,7 +150,7 @@ class UNet(UNetEncoder):
 
         z_t: (B, in_channels, H, W) latents, H and W multiples of 8; t: (B,) integer timesteps in 0..999;
         context: (B, L, cross_attention_dim), any L >= 1; control: a ControlNet's residuals for the skips and
-        for the middle block. Returns eps_hat (B, out_channels, H, W).
+        for the middle block (sd/controlnet.py). Returns eps_hat (B, out_channels, H, W).
         """
         time = self.embed_time(t)
         h, skips = self.encode(self.conv_in(z_t), time, context)

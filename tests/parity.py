@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from published import UNET_JSON, VAE_JSON, random_tensors
+from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
+from published import CONTROLNET_JSON, UNET_JSON, VAE_JSON, random_tensors
 from torch import Tensor, nn
 
+from sd.controlnet import ControlNet, ControlNetConfig
 from sd.unet import UNet, UNetConfig
 from sd.vae import VAE, VAEConfig
 
@@ -24,6 +25,15 @@ def twin_unets(config: UNetConfig) -> tuple[UNet, UNet2DConditionModel]:
     with torch.device("meta"):
         return _same_weights(UNet(config), UNet2DConditionModel.from_config(
             UNET_JSON | dataclasses.asdict(config) | blocks))
+
+
+def twin_controlnets(config: ControlNetConfig) -> tuple[ControlNet, ControlNetModel]:
+    """The ControlNet of `config`, ours and diffusers'."""
+    levels = len(config.block_out_channels)
+    blocks = {"down_block_types": ["CrossAttnDownBlock2D"] * (levels - 1) + ["DownBlock2D"]}
+    with torch.device("meta"):
+        return _same_weights(ControlNet(config), ControlNetModel.from_config(
+            CONTROLNET_JSON | dataclasses.asdict(config) | blocks))
 
 
 def twin_vaes(config: VAEConfig) -> tuple[VAE, AutoencoderKL]:

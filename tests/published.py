@@ -34,9 +34,22 @@ VAE_JSON: dict[str, Any] = {
     "block_out_channels": [128, 256, 512, 512], "down_block_types": ["DownEncoderBlock2D"] * 4,
     "in_channels": 3, "latent_channels": 4, "layers_per_block": 2, "norm_num_groups": 32, "out_channels": 3,
     "sample_size": 512, "up_block_types": ["UpDecoderBlock2D"] * 4}
+# config.json of lllyasviel/control_v11p_sd15_seg.
+CONTROLNET_JSON: dict[str, Any] = {
+    "_class_name": "ControlNetModel", "_diffusers_version": "0.16.0.dev0", "act_fn": "silu",
+    "attention_head_dim": 8, "block_out_channels": [320, 640, 1280, 1280], "class_embed_type": None,
+    "conditioning_embedding_out_channels": [16, 32, 96, 256], "controlnet_conditioning_channel_order": "rgb",
+    "cross_attention_dim": 768, "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+    "downsample_padding": 1, "flip_sin_to_cos": True, "freq_shift": 0, "in_channels": 4,
+    "layers_per_block": 2, "mid_block_scale_factor": 1, "norm_eps": 1e-05, "norm_num_groups": 32,
+    "num_class_embeds": None, "only_cross_attention": False, "projection_class_embeddings_input_dim": None,
+    "resnet_time_scale_shift": "default", "upcast_attention": False, "use_linear_projection": False}
 # The same topology, narrow. Widths differ where SD 1.5's differ, so that a mix-up of levels shows.
 SMALL_UNET = UNET_JSON | {"block_out_channels": [16, 32, 64, 64], "cross_attention_dim": 24,
                           "norm_num_groups": 8, "attention_head_dim": 4}
+SMALL_CONTROLNET = CONTROLNET_JSON | {
+    "block_out_channels": [16, 32, 64, 64], "cross_attention_dim": 24, "norm_num_groups": 8,
+    "attention_head_dim": 4, "conditioning_embedding_out_channels": [4, 8, 12, 16]}
 SMALL_VAE = VAE_JSON | {"block_out_channels": [8, 16, 32, 32], "norm_num_groups": 4}
 FP32, FP16 = "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"
 
@@ -46,6 +59,13 @@ def unet_shapes(config: dict[str, Any]) -> Shapes:
     from diffusers import UNet2DConditionModel
     with torch.device("meta"):
         return _shapes(UNet2DConditionModel.from_config(config))
+
+
+def controlnet_shapes(config: dict[str, Any]) -> Shapes:
+    """Names and shapes of a ControlNet's diffusion_pytorch_model.safetensors."""
+    from diffusers import ControlNetModel
+    with torch.device("meta"):
+        return _shapes(ControlNetModel.from_config(config))
 
 
 def vae_shapes(config: dict[str, Any], *, legacy: bool = False) -> Shapes:
@@ -174,6 +194,18 @@ def original_unet(values: Mapping[str, T]) -> dict[str, T]:
     leaves = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1",
               "norm2": "out_layers.0", "conv2": "out_layers.3", "conv_shortcut": "skip_connection"}
     return _renamed(values, modules, leaves)
+
+
+def original_controlnet(values: Mapping[str, T]) -> dict[str, T]:
+    """cldm.cldm.ControlNet: the UNet's encoder under its own names, the hint's layers counted with SiLUs."""
+    modules = {"controlnet_mid_block": "middle_block_out.0",
+               "controlnet_cond_embedding.conv_in": "input_hint_block.0",
+               "controlnet_cond_embedding.conv_out": "input_hint_block.14"}
+    modules |= {f"controlnet_cond_embedding.blocks.{i}": f"input_hint_block.{2 * (i + 1)}" for i in range(6)}
+    modules |= {f"controlnet_down_blocks.{i}": f"zero_convs.{i}.0" for i in range(12)}
+    own = {name: value for name, value in values.items() if name.startswith("controlnet_")}
+    encoder = {name: value for name, value in values.items() if name not in own}
+    return _renamed(own, modules, {}) | original_unet(encoder)
 
 
 def original_vae(values: Mapping[str, T]) -> dict[str, T]:

@@ -24,7 +24,7 @@ ALLOWED = {
     "training": "adapter data errors recipe run_folder seeds",
     "sd": "",
     "sd.layers": "", "sd.diffusion": "",
-    "sd.unet": "sd.layers", "sd.vae": "sd.layers",
+    "sd.unet": "sd.layers", "sd.vae": "sd.layers", "sd.controlnet": "sd.unet",
     "sd.compvis": "", "sd.hub": "errors",
     "sd.parts": "errors sd sd.compvis sd.unet sd.vae",
     "sd.weights": "errors sd.hub sd.parts sd.unet sd.vae",

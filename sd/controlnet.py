@@ -1,0 +1,97 @@
+"""ControlNet (Zhang et al. 2023, arXiv 2302.05543): an image that tells the frozen UNet where things are.
+
+It is the UNet's encoder once more, with a small encoder for that image added to its input and a 1x1
+convolution on each of its outputs. These convolutions start at zero, so at first it changes nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sd.unet import UNet, UNetConfig, UNetEncoder
+
+
+@dataclass(frozen=True)
+class ControlNetConfig(UNetConfig):
+    """The defaults are the published ControlNets of SD 1.5. Names as in their config.json."""
+
+    conditioning_channels: int = 3
+    conditioning_embedding_out_channels: tuple[int, ...] = (16, 32, 96, 256)
+
+
+class ConditionEncoder(nn.Module):
+    """The condition at the image's size -> features at the latents' size, an eighth of it."""
+
+    def __init__(self, config: ControlNetConfig) -> None:
+        super().__init__()
+        widths = config.conditioning_embedding_out_channels
+        self.conv_in = nn.Conv2d(config.conditioning_channels, widths[0], 3, padding=1)
+        self.blocks = nn.ModuleList()
+        for c_in, c_out in zip(widths[:-1], widths[1:], strict=True):
+            self.blocks += [nn.Conv2d(c_in, c_in, 3, padding=1),
+                            nn.Conv2d(c_in, c_out, 3, padding=1, stride=2)]
+        self.conv_out = nn.Conv2d(widths[-1], config.block_out_channels[0], 3, padding=1)
+
+    def forward(self, condition: Tensor) -> Tensor:
+        """condition (B, conditioning_channels, 8H, 8W) -> (B, block_out_channels[0], H, W)."""
+        h = F.silu(self.conv_in(condition))
+        for conv in self.blocks:
+            h = F.silu(conv(h))
+        return self.conv_out(h)
+
+
+class ControlNet(UNetEncoder):
+    """control = ControlNet(z_t, t, context, condition), the residuals that UNet takes under this name."""
+
+    def __init__(self, config: ControlNetConfig | None = None) -> None:
+        config = config or ControlNetConfig()
+        super().__init__(config)
+        self.controlnet_cond_embedding = ConditionEncoder(config)
+        self.controlnet_down_blocks = nn.ModuleList(nn.Conv2d(c, c, 1) for c in config.skip_channels)
+        dim = config.block_out_channels[-1]
+        self.controlnet_mid_block = nn.Conv2d(dim, dim, 1)
+
+    def forward(self, z_t: Tensor, t: Tensor, context: Tensor,
+                condition: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Residuals for the UNet's skips, in their order, and for its middle block.
+
+        z_t: (B, 4, H, W) latents, of a nine-channel UNet's input the noisy ones alone; t: (B,); context:
+        (B, L, cross_attention_dim), the UNet's own; condition: (B, conditioning_channels, 8H, 8W) in [0,1].
+        """
+        h = self.conv_in(z_t) + self.controlnet_cond_embedding(condition)
+        h, skips = self.encode(h, self.embed_time(t), context)
+        residuals = [conv(skip) for conv, skip in zip(self.controlnet_down_blocks, skips, strict=True)]
+        return residuals, self.controlnet_mid_block(h)
+
+
+def copy_encoder(unet: UNet, condition_channels: int, rng: torch.Generator, *,
+                 share: bool = False) -> ControlNet:
+    """A fresh ControlNet on a copy of `unet`'s encoder: its residuals are exactly zero until it has learnt.
+
+    unet: without adapters (merge them first); of a nine-channel one the weights of the noisy latents are
+    taken. share: let the encoder hold the UNet's own tensors, for one that stays frozen. All other weights
+    are fp32. The condition encoder's come from `rng` and keep the variance through its layers (He et al.
+    2015, arXiv 1502.01852, equation 10); its last convolution and those of the outputs are zero.
+    """
+    config = ControlNetConfig(**dataclasses.asdict(unet.config) | {"in_channels": 4},
+                              conditioning_channels=condition_channels)
+    with torch.device("meta"):
+        control = ControlNet(config)
+    state, copied = {}, unet.state_dict()
+    for name, tensor in control.state_dict().items():
+        if name in copied:
+            weight = copied[name][:, :4] if name == "conv_in.weight" else copied[name]
+            state[name] = weight if share else weight.to(torch.float32, copy=True)
+            continue
+        weight = torch.zeros(tensor.shape)
+        if tensor.ndim == 4 and name.startswith("controlnet_cond_embedding") and "conv_out" not in name:
+            weight.normal_(std=math.sqrt(2 / tensor[0].numel()), generator=rng)
+        state[name] = weight.to(unet.conv_in.weight.device)
+    control.load_state_dict(state, assign=True)
+    return control
