@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 
 from errors import UserError
 from tiny.shapes import (
@@ -44,6 +45,7 @@ MASK_COLOURS = {1: (220, 60, 60), 2: (60, 180, 75), 3: (60, 100, 220)}
 # Hue, saturation and value of dirt: sand, rust, lint, soil, moss.
 DIRT = ((0.10, 0.35, 0.80), (0.08, 0.60, 0.45), (0.60, 0.04, 0.92), (0.06, 0.70, 0.12), (0.28, 0.45, 0.60))
 OPENING, LIP = 0.47, 0.76  # the hole's radius and the lip's outer radius
+LENS = 0.005  # the standard deviation of the lens's blur, a share of the picture's side
 WHITE = np.ones(3, np.float32)
 
 
@@ -74,8 +76,7 @@ def _wall(rng: Generator, glass: Array) -> Array:
     """(3, 1024) colours of the glass by radius from 0 to 1.05: bands of light in the wall, lip and bore."""
     radius = np.linspace(0.0, 1.05, 1024)
     level = np.full(1024, 0.8)
-    bands = ((0.95, 0.035, 1.3), (0.87, 0.03, 0.9), (0.80, 0.025, -0.6), (0.70, 0.03, 1.0), (0.62, 0.05, 0.4),
-             (0.53, 0.025, 0.8), (0.49, 0.02, -0.6))  # fmt: skip
+    bands = ((0.91, 0.07, 0.8), (0.79, 0.05, -0.3), (0.64, 0.08, 0.7), (0.50, 0.04, -0.4))
     for centre, width, height in bands:
         offset = (radius - centre - 0.008 * rng.normal()) / (width * rng.uniform(0.8, 1.25))
         level += height * rng.uniform(0.6, 1.3) * np.exp(-offset * offset)
@@ -97,11 +98,10 @@ def _highlights(rng: Generator, image: Array, grid: Grid, refraction: Array) -> 
     """Coloured refraction along the lip, and specular arcs on the wall and the lip."""
     r, theta = polar(grid)
     turn = float(rng.uniform(-math.pi, math.pi))
-    for radius, width in ((LIP + 0.01, 0.014), (OPENING + 0.015, 0.010)):
-        line = np.exp(-(((r - radius) * (1.0 / max(width, 0.8 * grid.pixel))) ** 2))
-        paint(image, refraction, line * (0.45 + 0.35 * np.cos(theta * 2.0 + turn)))
-    for radius in rng.uniform((0.92, 0.84, 0.66, 0.57, 0.55), (0.97, 0.89, 0.72, 0.64, 0.70)).tolist():
-        width, spread, strength = rng.uniform((0.014, 0.15, 0.25), (0.03, 0.6, 0.8)).tolist()
+    line = np.exp(-(((r - LIP) * (1.0 / 0.04)) ** 2))
+    paint(image, refraction, line * (0.4 + 0.3 * np.cos(theta * 2.0 + turn)))
+    for radius in rng.uniform((0.90, 0.66, 0.57), (0.95, 0.72, 0.64)).tolist():
+        width, spread, strength = rng.uniform((0.03, 0.2, 0.25), (0.05, 0.6, 0.7)).tolist()
         arc = specular_arc(r, theta, radius, max(width, grid.pixel), turn + float(rng.normal()), spread)
         paint(image, WHITE, strength * arc)
 
@@ -240,7 +240,8 @@ def draw_bottle(damage: str, seed: int, size: int = 256) -> tuple[Array, Array]:
     mask = np.zeros((size, size), np.uint8)
     if damage in DAMAGES:
         mask[DAMAGES[damage](rng, bottle) > 0.5] = index + 1
-    return to_uint8(bottle.image), mask
+    focus = gaussian_filter(bottle.image, (0, LENS * size, LENS * size), mode="nearest")
+    return to_uint8(focus), mask
 
 
 def write_demo(out: Path, per_class: int, seed: int, size: int = 256) -> None:

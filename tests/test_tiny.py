@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from sd.weights import TINY, load_unet, load_vae
+from tiny.muon import Muon, orthogonal
 from tiny.procedural import VOCABULARY
 
 ROOT = Path(__file__).parent.parent
@@ -42,6 +43,32 @@ def test_diffusers_and_transformers_open_it_and_agree() -> None:
         assert their_vae.config.scaling_factor == vae.config.scaling_factor
         torch.testing.assert_close(vae.decode(z * vae.config.scaling_factor), their_vae.decode(z).sample,
                                    rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(24, 8), (8, 24), (16, 16)])
+def test_orthogonal_updates_have_even_singular_values(shape: tuple[int, int]) -> None:
+    G = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    values, wanted = torch.linalg.svdvals(orthogonal(G)), torch.linalg.svd(G)
+    assert 0.6 < values.min() and values.max() < 1.3
+    nearest = wanted.U[:, :values.numel()] @ wanted.Vh[:values.numel()]
+    assert torch.nn.functional.cosine_similarity(orthogonal(G).flatten(), nearest.flatten(), dim=0) > 0.95
+
+
+def test_muon_learns_matrices_and_vectors() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(2, 6, 3, padding=1), torch.nn.GroupNorm(2, 6),
+                                torch.nn.Conv2d(6, 1, 1))
+    x, teacher = torch.randn(8, 2, 6, 6), torch.nn.Conv2d(2, 1, 3, padding=1).requires_grad_(False)
+    optimizer, losses = Muon(model, lr=0.02), []
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    for _ in range(60):
+        loss = (model(x) - teacher(x)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.3 * losses[0]
+    assert all(not torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 
 def run(module: str, *arguments: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import multiprocessing
@@ -16,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from sd.layers import Attention
 from tiny.procedural import draw
 
 TINY = Path(__file__).parent
@@ -23,21 +25,43 @@ HELD_OUT = 10_000_000_000  # seeds from here on are never trained on
 
 
 class PlanarGroupNorm(nn.GroupNorm):
-    """GroupNorm computed planar inside a channels-last network: on CPUs its backward pass is three times
+    """GroupNorm computed planar inside a channels-last network: on CPUs its bf16 backward pass is three times
     faster so, while the convolutions around it want channels last."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.contiguous()).contiguous(memory_format=torch.channels_last)
 
 
-def prepare(model: nn.Module, device: str) -> nn.Module:
+class PlainAttention(Attention):
+    """The same sums written out: on CPUs the fused kernel's bf16 backward pass is 2 to 10 times slower than
+    this for so few tokens."""
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        context = x if context is None else context
+        q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+                   for y in (self.to_q(x), self.to_k(context), self.to_v(context)))
+        weight = (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(-1)
+        return self.to_out[0]((weight @ v.to(weight.dtype)).transpose(1, 2).flatten(2))
+
+
+QUICK_IN_BF16 = {nn.GroupNorm: PlanarGroupNorm, Attention: PlainAttention}
+
+
+def prepare(model: nn.Module, device: str, precision: str) -> nn.Module:
     """Move `model` to the device in its quickest layout; the weights and what they compute stay the same."""
     model = model.to(device, memory_format=torch.channels_last)
-    if device == "cpu":
+    if (device, precision) == ("cpu", "bf16"):
         for module in model.modules():
-            if type(module) is nn.GroupNorm:
-                module.__class__ = PlanarGroupNorm
+            module.__class__ = QUICK_IN_BF16.get(type(module), type(module))
     return model
+
+
+def add_machine_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of both trainings that say where and how they run."""
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32",
+                        help="bf16 is quicker on GPUs and on CPUs with bf16 matrix units")
+    parser.add_argument("--out", type=Path, default=TINY / "work")
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:

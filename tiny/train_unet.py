@@ -19,15 +19,16 @@ from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel
 
 import errors
+from machine import DTYPES, autocast
 from sd.diffusion import Diffusion, ddim
-from sd.layers import Attention, ResnetBlock, SpatialTransformer
+from sd.layers import ResnetBlock, SpatialTransformer
 from sd.unet import UNet, UNetConfig
 from sd.vae import VAE
 from sd.weights import load_vae
 from seeds import torch_rng
 from tiny.common import (
     HELD_OUT,
-    TINY,
+    add_machine_flags,
     draw_images,
     learning_rate,
     load_state,
@@ -37,27 +38,16 @@ from tiny.common import (
     stream,
     update_average,
 )
+from tiny.muon import Muon
 from tiny.procedural import VOCABULARY
 
-CONFIG = UNetConfig(block_out_channels=(96, 128, 96, 80), layers_per_block=1, cross_attention_dim=128,
+CONFIG = UNetConfig(block_out_channels=(96, 128, 80, 48), layers_per_block=1, cross_attention_dim=128,
                     attention_head_dim=2, norm_num_groups=16)
 TEXT = CLIPTextConfig(vocab_size=len(VOCABULARY), hidden_size=128, intermediate_size=256, num_hidden_layers=2,
                       num_attention_heads=4, max_position_embeddings=12, projection_dim=128, bos_token_id=0,
                       eos_token_id=1, pad_token_id=1)
 POOL = 24_576  # pictures kept as latents; each step adds fresh ones over the oldest
 FIRST = 1024  # pictures drawn before the first step
-
-
-class QuickAttention(Attention):
-    """The same sums written out: on CPUs the fused kernel's bf16 backward pass is 2 to 10 times slower than
-    this for so few tokens. Only training uses it; the weights are the plain Attention's."""
-
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        context = x if context is None else context
-        q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-                   for y in (self.to_q(x), self.to_k(context), self.to_v(context)))
-        weight = (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(-1)
-        return self.to_out[0]((weight @ v.to(weight.dtype)).transpose(1, 2).flatten(2))
 
 
 @torch.no_grad()
@@ -111,8 +101,7 @@ class Pool:
     def add(self, image: Tensor, words: list[tuple[str, ...]]) -> None:
         where = torch.arange(self.made, self.made + len(image)) % POOL
         image = image.to(next(self.vae.parameters()).device, memory_format=torch.channels_last)
-        with torch.autocast(image.device.type, torch.bfloat16):
-            mean, std = self.vae.posterior(image)
+        mean, std = self.vae.posterior(image)
         self.mean[where], self.std[where] = mean.float().cpu(), std.float().cpu()
         self.ids[where] = self.words.ids(words)
         self.made += len(image)
@@ -125,6 +114,14 @@ class Pool:
         drop = torch.rand(size, generator=rng) < 0.1
         ids = torch.where(drop[:, None], self.words.ids([()]), self.ids[i])
         return z_0, ids, torch.randn(z_0.shape, generator=rng), torch.randint(0, 1000, (size,), generator=rng)
+
+
+def min_snr(t: Tensor, gamma: float = 5.0) -> Tensor:
+    """(B,) weights min(SNR, gamma) / SNR of the loss on eps: shapes count for more than grain, and are learnt
+    sooner (Hang et al. 2023, arXiv 2303.09556, equation 8 for eps)."""
+    abar = Diffusion().abar.to(t.device)[t]
+    snr = abar / (1 - abar)
+    return snr.clamp(max=gamma) / snr
 
 
 def export(model: Denoiser, folder: Path) -> None:
@@ -171,20 +168,16 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--fresh", type=int, default=8, help="new pictures a step")
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path, default=TINY / "work")
+    add_machine_flags(parser)
     args = parser.parse_args()
 
     torch.manual_seed(0)
     vae = load_vae(str(args.out), device=args.device, dtype=torch.float32)
-    prepare(vae, args.device)
-    model = prepare(Denoiser(), args.device)
+    prepare(vae, args.device, args.precision)
+    model = prepare(Denoiser(), args.device, args.precision)
     quiet_start(model.unet)
-    for module in model.modules():
-        if type(module) is Attention and args.device == "cpu":
-            module.__class__ = QuickAttention
     average = copy.deepcopy(model).requires_grad_(False)
-    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99), weight_decay=1e-2)
+    optimizer = Muon(model)
     state, diffusion = args.out / "unet.state.safetensors", Diffusion()
     start, began = load_state(state, model, average, optimizer), time.time()
 
@@ -199,9 +192,9 @@ def main() -> None:
             group["lr"] = learning_rate(step, args.steps, args.lr)
         pool.add(*pictures)
         z_0, ids, eps, t = (x.to(args.device) for x in pool.batch(args.batch_size, step))
-        with torch.autocast(args.device, torch.bfloat16):
+        with autocast(torch.device(args.device), DTYPES[args.precision]):
             eps_hat = model(diffusion.add_noise(z_0, eps, t), t, ids)
-        loss = (eps_hat.float() - eps).square().mean()
+        loss = ((eps_hat.float() - eps).square().mean(dim=(1, 2, 3)) * min_snr(t)).mean()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import errors
+from machine import DTYPES, autocast
 from sd.layers import Attention, Downsample, ResnetBlock, Upsample
 from sd.vae import VAE, VAEConfig
 from seeds import torch_rng
 from tiny.common import (
     HELD_OUT,
-    TINY,
+    add_machine_flags,
     draw_images,
     learning_rate,
     load_state,
@@ -35,8 +36,9 @@ from tiny.common import (
     stream,
     update_average,
 )
+from tiny.muon import Muon
 
-CONFIG = VAEConfig(block_out_channels=(32, 64, 96, 96), layers_per_block=1, norm_num_groups=16)
+CONFIG = VAEConfig(block_out_channels=(16, 32, 96, 128), layers_per_block=1, norm_num_groups=8)
 KL_WEIGHT = 1e-5
 
 
@@ -139,19 +141,18 @@ def export(vae: VAE, folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=8000)
-    parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--steps", type=int, default=3200)
+    parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--decoder-only", action="store_true",
                         help="whole images, encoder frozen: for a UNet that is trained already")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path, default=TINY / "work")
+    add_machine_flags(parser)
     args = parser.parse_args()
 
     torch.manual_seed(0)
-    vae = prepare(VAE(CONFIG), args.device)
+    vae = prepare(VAE(CONFIG), args.device, args.precision)
     pass_through(vae)
     average = copy.deepcopy(vae).requires_grad_(False)
-    optimizer = torch.optim.AdamW(vae.parameters(), betas=(0.9, 0.99), weight_decay=1e-3)
+    optimizer = Muon(vae)
     state = args.out / "vae.state.safetensors"
     start, began = load_state(state, vae, average, optimizer), time.time()
     if args.decoder_only:
@@ -168,7 +169,7 @@ def main() -> None:
         noise = torch.randn(len(image), 4, image.shape[2] // 8, image.shape[3] // 8,
                             generator=torch_rng("vae", step))
         image = image.to(args.device, memory_format=torch.channels_last)
-        with torch.autocast(args.device, torch.bfloat16):
+        with autocast(torch.device(args.device), DTYPES[args.precision]):
             loss = loss_fn(vae, image, noise.to(args.device))
         optimizer.zero_grad()
         loss.backward()
