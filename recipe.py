@@ -1,4 +1,4 @@
-"""The recipe: all flags of a training run beside the data's, and the learning rates of each epoch."""
+"""The recipe: all flags of a training run beside the data's, and the learning rate of each epoch."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from errors import UserError
 
 
 @dataclass
-class TrainConfig(DataConfig):
-    """Every default is the seed's own training_config unless its help says otherwise."""
+class RunConfig(DataConfig):
+    """The flags of every training run. Each default is the seed's own unless its help says otherwise."""
 
     out: str = flag("", "run folder (default: runs/<name of the data>-<strategy>)", group="run")
     base: str = flag("stable-diffusion-v1-5/stable-diffusion-v1-5",
@@ -31,22 +31,13 @@ class TrainConfig(DataConfig):
     lr: float = flag(1e-4, "learning rate of AdamW", group="training", above=0)
     lr_decay: list[str] = flag(["100=0.5", "175=0.2"], "EPOCH=FACTOR of --lr from that epoch on; 0=1 for "
                                "none", group="training")
-    embedding_lr: float | None = flag(None, "learning rate of the class embedding (default: --lr)",
-                                      group="training", above=0)
     weight_decay: float = flag(0.01, "weight decay of AdamW", group="training", minimum=0)
     clip: float = flag(0.0, "clip the gradient's norm to this; 0: not at all (the recipe)", group="training",
                        minimum=0)
     ema: float = flag(0.0, "decay of an average of the weights, saved in their place; 0: none (the recipe)",
                       group="training", minimum=0, maximum=0.99999)
-    rank: int = flag(16, "LoRA rank", group="adapter", minimum=1)
-    alpha: float = flag(32.0, "LoRA alpha; the update is scaled by alpha / rank", group="adapter", above=0)
-    dropout: float = flag(0.1, "dropout on the LoRA's input", group="adapter", minimum=0, maximum=0.99)
-    tokens_per_class: int = flag(1, "context tokens a class; 1 is the recipe, which leaves part of the LoRA "
-                                 "idle (README)", group="adapter", minimum=1, maximum=77)
-    init_std: float = flag(0.02, "standard deviation of the class embedding's start", group="adapter",
-                           above=0)
     class_dropout: float = flag(0.0, "share of images trained without class, for guidance; 0 is the recipe",
-                                group="adapter", minimum=0, maximum=0.9)
+                                group="training", minimum=0, maximum=0.9)
     precision: str = flag("auto", "auto: bf16 on GPUs that have it, fp16 on older ones, fp32 on a CPU",
                           group="machine", choices=("auto", "fp32", "bf16", "fp16"))
     checkpointing: str = flag("auto", "recompute activations: less memory, a third more work; auto decides "
@@ -56,25 +47,40 @@ class TrainConfig(DataConfig):
 
     def __post_init__(self) -> None:
         """Raises UserError for flags that contradict each other."""
-        learning_rates(self, epoch=0)
+        rate_factor(self, epoch=0)
         if self.preview_guidance != 1 and self.class_dropout == 0:
             raise UserError(f"--preview-guidance {self.preview_guidance:g}: without --class-dropout (such as "
                             "0.1) there is no null class to guide from")
 
 
-def out_folder(config: TrainConfig, strategy: str) -> Path:
+@dataclass
+class TrainConfig(RunConfig):
+    """The flags of a run that trains LoRA and class embedding, with the seed's own values."""
+
+    rank: int = flag(16, "LoRA rank", group="adapter", minimum=1)
+    alpha: float = flag(32.0, "LoRA alpha; the update is scaled by alpha / rank", group="adapter", above=0)
+    dropout: float = flag(0.1, "dropout on the LoRA's input", group="adapter", minimum=0, maximum=0.99)
+    tokens_per_class: int = flag(1, "context tokens a class; 1 is the recipe, which leaves part of the LoRA "
+                                 "idle (README)", group="adapter", minimum=1, maximum=77)
+    init_std: float = flag(0.02, "standard deviation of the class embedding's start", group="adapter",
+                           above=0)
+    embedding_lr: float | None = flag(None, "learning rate of the class embedding (default: --lr)",
+                                      group="adapter", above=0)
+
+
+def out_folder(config: RunConfig, strategy: str) -> Path:
     """--out, or runs/<last part of --data>-<strategy>."""
     return Path(config.out or f"runs/{Path(config.data[0]).resolve().name}-{strategy}")
 
 
-def learning_rates(config: TrainConfig, epoch: int) -> tuple[float, float]:
-    """The learning rates of LoRA and class embedding in `epoch`, counted from 0: by default 1e-4, from epoch
-    100 on 5e-5, from 175 on 2e-5. Raises UserError where --lr-decay is not EPOCH=FACTOR.
+def rate_factor(config: RunConfig, epoch: int) -> float:
+    """What all learning rates are multiplied by in `epoch`, counted from 0: by default 1, from epoch 100 on
+    0.5, from 175 on 0.2. Raises UserError where --lr-decay is not EPOCH=FACTOR.
     """
     factor = 1.0
     for _, value in sorted(decay for decay in map(_decay, config.lr_decay) if decay[0] <= epoch):
         factor = value
-    return config.lr * factor, (config.embedding_lr or config.lr) * factor
+    return factor
 
 
 def _decay(text: str) -> tuple[int, float]:

@@ -105,7 +105,8 @@ def main() -> None:
         unet.config.block_out_channels[0])
     unet.train()
 
-    optimizer = make_optimizer(config, adapters, list(context.parameters()))
+    optimizer = make_optimizer(config, (adapters, config.lr),
+                               (list(context.parameters()), config.embedding_lr or config.lr))
     train(config, folder, dataset, partial(diffusion_loss, config, unet, vae, context), optimizer,
           trained_tensors(unet, context), header,
           partial(preview, config, unet, vae, context, dataset.classes))

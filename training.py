@@ -25,7 +25,7 @@ from tqdm import tqdm
 from adapter import Header
 from data import DefectDataset
 from errors import UserError
-from recipe import TrainConfig, learning_rates
+from recipe import RunConfig, rate_factor
 from run_folder import RunFolder
 from seeds import numpy_rng, seed_of
 
@@ -104,11 +104,10 @@ class Interrupts:
         os.write(2, b"\nstopping after this step; once more to leave at once\n")
 
 
-def make_optimizer(config: TrainConfig, lora: list[nn.Parameter],
-                   embedding: list[nn.Parameter]) -> torch.optim.AdamW:
-    """AdamW over the two groups whose learning rates `learning_rates` gives (AdamW: arXiv 1711.05101)."""
-    return torch.optim.AdamW([{"params": lora}, {"params": embedding}], lr=config.lr, betas=(0.9, 0.999),
-                             weight_decay=config.weight_decay)
+def make_optimizer(config: RunConfig, *groups: tuple[list[nn.Parameter], float]) -> torch.optim.AdamW:
+    """AdamW (arXiv 1711.05101) over groups of parameters, each with its learning rate before any decay."""
+    named = [{"params": parameters, "initial_lr": rate} for parameters, rate in groups]
+    return torch.optim.AdamW(named, lr=config.lr, betas=(0.9, 0.999), weight_decay=config.weight_decay)
 
 
 def optimizer_step(step: int, loss_fn: Callable[[Batch], Tensor], batches: list[Batch],
@@ -137,7 +136,7 @@ def optimizer_step(step: int, loss_fn: Callable[[Batch], Tensor], batches: list[
     return mean_loss, norm
 
 
-def train(config: TrainConfig, folder: Path, dataset: DefectDataset, loss_fn: Callable[[Batch], Tensor],
+def train(config: RunConfig, folder: Path, dataset: DefectDataset, loss_fn: Callable[[Batch], Tensor],
           optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], header: Header,
           preview: Callable[[], Image.Image]) -> None:
     """Minimise the mean of loss_fn over the data, leaving everything in `folder`.
@@ -155,14 +154,14 @@ def train(config: TrainConfig, folder: Path, dataset: DefectDataset, loss_fn: Ca
     with Interrupts() as interrupts, tqdm(initial=start, total=last, unit="step", disable=None) as bar:
         for step, batches in enumerate(load_steps(dataset, plan, start, last, config.workers), start):
             began, epoch = time.perf_counter(), step // plan.steps_per_epoch
-            rates = learning_rates(config, epoch)
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate
+            factor = rate_factor(config, epoch)
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * factor
             torch.manual_seed(seed_of(config.seed, "dropout", step))
             loss, norm = optimizer_step(step, loss_fn, batches, optimizer, scaler, config.clip)
             if config.ema:  # the decay rises from 0.1, so that the start is soon forgotten
                 update_average(average, tensors, min(config.ema, (step + 1) / (step + 10)))
-            run.log({"step": step + 1, "epoch": epoch, "loss": round(loss, 6), "lr": rates[0],
+            run.log({"step": step + 1, "epoch": epoch, "loss": round(loss, 6), "lr": config.lr * factor,
                      "grad_norm": round(norm, 6) if math.isfinite(norm) else None,
                      "seconds": round(time.perf_counter() - began, 4)})
             bar.set_postfix(epoch=epoch + 1, loss=f"{loss:.4f}", refresh=False)

@@ -14,7 +14,7 @@ import train_class
 from config import flag, parse
 from data import DataConfig
 from errors import UserError
-from recipe import TrainConfig, learning_rates, out_folder
+from recipe import RunConfig, TrainConfig, out_folder, rate_factor
 
 
 @dataclass
@@ -99,8 +99,7 @@ def test_the_defaults_are_the_seeds_recipe() -> None:
     assert (config.tokens_per_class, config.class_dropout, config.preview_steps) == (1, 0, 50)
     assert config.base == "stable-diffusion-v1-5/stable-diffusion-v1-5" and config.max_steps is None
     assert str(out_folder(config, "class")) == "runs/bottle-class"
-    optimizer = train_class.make_optimizer(config, [torch.nn.Parameter(torch.ones(1))],
-                                           [torch.nn.Parameter(torch.ones(1))])
+    optimizer = train_class.make_optimizer(config, ([torch.nn.Parameter(torch.ones(1))], config.lr))
     assert all(group["betas"] == (0.9, 0.999) and group["weight_decay"] == 0.01 and group["lr"] == 1e-4
                for group in optimizer.param_groups)
     assert sample.Config("run").steps == 50 and sample.Config("run").sampler == "ddim"
@@ -109,13 +108,12 @@ def test_the_defaults_are_the_seeds_recipe() -> None:
 def test_learning_rates_at_the_edges_of_the_recipe() -> None:
     config = TrainConfig(["x"])
     for epochs, rate in ((range(100), 1e-4), (range(100, 175), 5e-5), (range(175, 251), 2e-5)):
-        assert {learning_rates(config, epoch) for epoch in epochs} == {(rate, rate)}
+        assert {config.lr * rate_factor(config, epoch) for epoch in epochs} == {rate}
 
 
 def test_other_learning_rates() -> None:
-    config = TrainConfig(["x"], lr=0.1, embedding_lr=1.0, lr_decay=["9=0.1", "3=0.5", "20=0"])
-    found = [learning_rates(config, epoch) for epoch in (0, 2, 3, 8, 9, 20)]
-    assert found == [(0.1, 1.0)] * 2 + [(0.05, 0.5)] * 2 + [(pytest.approx(0.01), 0.1), (0, 0)]
+    config = TrainConfig(["x"], lr_decay=["9=0.1", "3=0.5", "20=0"])
+    assert [rate_factor(config, epoch) for epoch in (0, 2, 3, 8, 9, 20)] == [1, 1, 0.5, 0.5, 0.1, 0]
 
 
 @pytest.mark.parametrize("text", ["100", "100=", "=0.5", "100=x", "1.5=1", "-1=1", "1=-1", "1=nan", "1=inf",
@@ -126,4 +124,4 @@ def test_learning_rates_that_make_no_sense(text: str) -> None:
 
 
 def test_every_data_flag_is_a_training_flag() -> None:
-    assert issubclass(TrainConfig, DataConfig) and issubclass(train_class.Config, TrainConfig)
+    assert issubclass(RunConfig, DataConfig) and issubclass(train_class.Config, RunConfig)

@@ -259,6 +259,15 @@ def test_accumulation_is_the_same_step(place: Place) -> None:
             assert (parts[key] - tensor).abs().mean() < 0.02 * 4e-4, key
 
 
+def test_the_embedding_may_have_a_rate_of_its_own(place: Place) -> None:
+    """AdamW's first step moves every weight that has a gradient by its rate."""
+    tensors = trained(place, "--max-steps", 1, "--embedding-lr", 0.5, "--init-std", 1e-9, "--lr", 1e-3)
+    moved = tensors["class_embedding.weight"].abs().max(dim=1).values
+    assert moved.max() == pytest.approx(0.5, rel=1e-3)
+    assert max(v.abs().max() for k, v in tensors.items() if "lora_B" in k) == pytest.approx(1e-3, rel=1e-3)
+    assert metrics()[0]["lr"] == 1e-3
+
+
 def test_bf16_learns_the_same_but_for_its_rounding(place: Place) -> None:
     trained(place, "--max-steps", 3)
     losses = [row["loss"] for row in metrics()]
