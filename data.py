@@ -16,7 +16,7 @@ from augmentation import IDENTITY, ORIENTATIONS, draw_motion, prepare, relight, 
 from config import flag
 from decode import read_image, read_mask, region_of
 from errors import UserError
-from folders import GOOD, Photo, find_products, scan_products, select_products
+from folders import GOOD, Photo, find_products, is_good, scan_products, select_products
 from seeds import numpy_rng
 
 CACHE_BYTES = 2 << 30
@@ -122,7 +122,7 @@ class DefectDataset(torch.utils.data.Dataset):
         height, width = image.shape[:2]
         if item.mask is not None and (self.config.load_masks or height != width):
             region = region_of(read_mask(item.mask), item.mask_value)
-            if not region.any() and self.classes[item.class_id].split("/")[-1] != GOOD:
+            if not region.any() and not is_good(self.classes[item.class_id]):
                 raise UserError(f"{item.mask}: empty, but its image is not {GOOD}; draw it or move the image")
         box = square_box(height, width, region)
         pixels = prepare(image, box, self.resolution)

@@ -44,6 +44,11 @@ class Product(NamedTuple):
     name: str
 
 
+def is_good(name: str) -> bool:
+    """Whether a class, a damage type or product/damage, is that of undamaged pictures."""
+    return name.split("/")[-1] == GOOD
+
+
 @dataclass
 class Scan:
     """What lies in the folders: the usable photos, one line for each problem, one for each remark."""

@@ -16,6 +16,8 @@ ALLOWED = {
     "doctor": "augmentation decode errors files folders pictures",
     # demo and doctor only from its command line
     "data": "augmentation config decode demo doctor errors folders seeds",
+    "masks": "", "foreground": "",
+    "mask_bank": "adapter data decode errors folders foreground seeds",
     "lora": "errors seeds",
     "adapter": "errors files lora seeds",
     "machine": "errors",
