@@ -64,8 +64,7 @@ class DefectDataset(torch.utils.data.Dataset):
     """Examples in a fixed order; each is a pure function of (seed, epoch, index) alone.
 
     A picture that is not square is cut to the largest square: in the middle, or, where it has a mask, moved
-    along its longer side to hold the damage. Decoded pictures stay in memory up to 2 GB; `preload` fills that
-    memory before DataLoader workers fork, so that they share it.
+    along its longer side to hold the damage. Decoded pictures stay in memory up to 2 GB.
     """
 
     def __init__(self, items: list[Item], classes: list[str], config: DataConfig, resolution: int) -> None:
@@ -105,6 +104,11 @@ class DefectDataset(torch.utils.data.Dataset):
             mask = np.zeros((self.resolution, self.resolution)) if mask is None else mask
             example["mask"] = torch.from_numpy(mask.astype(np.float32)[None])
         return example
+
+    def prepare(self, epochs: range, workers: int) -> None:
+        """Called once before examples of `epochs` are asked for: by this process, or by workers it forks."""
+        if workers:
+            self.preload()  # so that they share the decoded pictures
 
     def preload(self) -> None:
         """Decode into memory as much as fits. Raises UserError for the first file that cannot be decoded."""

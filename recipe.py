@@ -42,6 +42,9 @@ class RunConfig(DataConfig):
                           group="machine", choices=("auto", "fp32", "bf16", "fp16"))
     checkpointing: str = flag("auto", "recompute activations: less memory, a third more work; auto decides "
                               "by the free memory", group="machine", choices=("auto", "none", "full"))
+    latent_variants: int = flag(25, "encode so many augmented variants of each image once, epoch e taking "
+                                    "variant e mod N, and keep them in latents/ beside the run; 0: encode at "
+                                    "every step, never repeating one", group="machine", minimum=0)
     device: str = flag("auto", "auto, cpu, cuda, cuda:1, ..", group="machine")
     workers: int = flag(0, "processes that load data beside the training", group="machine", minimum=0)
 

@@ -16,6 +16,7 @@ from adapter import NULL, ClassContext, Header, trained_tensors
 from config import parse
 from data import load_dataset
 from generation import Drawing, draw
+from latents import posterior, with_latents
 from machine import DTYPES, autocast, choose_checkpointing, choose_device, choose_precision
 from pictures import grid, tensor_to_image
 from recipe import TrainConfig, out_folder
@@ -42,7 +43,13 @@ class Config(TrainConfig):
     """Strategy A adds nothing to the common flags."""
 
 
-def diffusion_loss(config: Config, unet: UNet, vae: VAE, context: ClassContext, batch: Batch) -> Tensor:
+def encode(config: Config, vae: VAE, batch: Batch) -> dict[str, Tensor]:
+    """What the diffusion step needs of the images."""
+    mean, std = posterior(vae, batch["image"], config.precision)
+    return {"mean": mean, "std": std}
+
+
+def diffusion_loss(config: Config, unet: UNet, context: ClassContext, batch: Batch) -> Tensor:
     """The diffusion step: ||eps - eps_hat(z_t, t, class)||^2, one mean an image (B,) (DDPM, equation 14)."""
     device, dtype, size = context.null.device, DTYPES[config.precision], config.resolution // 8
     # All that is random about an image is drawn for itself alone: it is the same in any batch.
@@ -52,9 +59,7 @@ def diffusion_loss(config: Config, unet: UNet, vae: VAE, context: ClassContext, 
     def noise() -> Tensor:
         return torch.stack([torch.randn(4, size, size, generator=rng) for rng in rngs]).to(device)
 
-    # In fp32 the frozen encoder would be most of a step's work on the cards that train in fp16.
-    with torch.no_grad(), autocast(device, torch.float16 if dtype == torch.float16 else torch.float32):
-        z_0 = vae.encode(batch["image"].to(device), noise())
+    z_0 = batch["mean"].to(device) + batch["std"].to(device) * noise()
     eps = noise()
     t = torch.stack([torch.randint(0, 1000, (), generator=rng) for rng in rngs]).to(device)
     dropped = torch.stack([torch.rand((), generator=rng) < config.class_dropout for rng in rngs])
@@ -69,12 +74,15 @@ def preview(config: Config, unet: UNet, vae: VAE, context: ClassContext, classes
     drawing = Drawing(seed=config.seed, steps=config.preview_steps, guidance=config.preview_guidance)
     rows = []
     unet.eval()
+    vae.to(context.null.device)
     for class_id, name in enumerate(classes):
         with autocast(context.null.device, DTYPES[config.precision]):
             images = draw(unet, vae, context, [(name, class_id, i) for i in range(PREVIEWS)], drawing,
                           config.resolution)
         rows.append([tensor_to_image(image) for image in images])
     unet.train()
+    if config.latent_variants:  # nothing needs it before the next preview
+        vae.to("cpu")
     return grid(rows, classes)
 
 
@@ -107,8 +115,9 @@ def main() -> None:
 
     optimizer = make_optimizer(config, (adapters, config.lr),
                                (list(context.parameters()), config.embedding_lr or config.lr))
-    train(config, folder, dataset, partial(diffusion_loss, config, unet, vae, context), optimizer,
-          trained_tensors(unet, context), header,
+    dataset, loss_fn = with_latents(config, "class", dataset, vae, partial(encode, config, vae),
+                                    partial(diffusion_loss, config, unet, context))
+    train(config, folder, dataset, loss_fn, optimizer, trained_tensors(unet, context), header,
           partial(preview, config, unet, vae, context, dataset.classes))
     print(f"done: {folder}/adapter.safetensors; draw with: python sample.py --ckpt {folder} --out generated")
 

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,9 @@ from recipe import RunConfig, rate_factor
 from run_folder import RunFolder
 from seeds import numpy_rng, seed_of
 
-Batch = dict[str, Any]  # image (B,3,R,R), class_id (B,), epoch (B,), item (B,), and mask (B,1,R,R) if loaded
+# image (B,3,R,R) or what the VAE made of it (latents.py), class_id (B,), epoch (B,), item (B,), and mask
+# (B,1,R,R) if loaded.
+Batch = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -72,16 +74,19 @@ def _leave_signals_to_the_trainer(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+def load_batches(dataset: DefectDataset, keys: Iterable[list[tuple[int, int]]],
+                 workers: int) -> Iterator[Batch]:
+    """One batch for each list of (epoch, item) pairs."""
+    return iter(torch.utils.data.DataLoader(_Keyed(dataset), batch_sampler=keys, num_workers=workers,
+                                            worker_init_fn=_leave_signals_to_the_trainer))
+
+
 def load_steps(dataset: DefectDataset, plan: Plan, start: int, stop: int,
                workers: int) -> Iterator[list[Batch]]:
     """The batches of each step from `start` up to `stop`."""
-    if workers:
-        dataset.preload()  # before the workers fork, so that they share the decoded images
-    keys = (batch for step in range(start, stop) for batch in plan.batches(step))
-    loader = iter(torch.utils.data.DataLoader(_Keyed(dataset), batch_sampler=keys, num_workers=workers,
-                                              worker_init_fn=_leave_signals_to_the_trainer))
+    batches = load_batches(dataset, (b for step in range(start, stop) for b in plan.batches(step)), workers)
     for step in range(start, stop):
-        yield [next(loader) for _ in plan.batches(step)]
+        yield [next(batches) for _ in plan.batches(step)]
 
 
 class Interrupts:
@@ -151,6 +156,7 @@ def train(config: RunConfig, folder: Path, dataset: DefectDataset, loss_fn: Call
     average = {name: tensor.clone() for name, tensor in tensors.items()} if config.ema else tensors
     run = RunFolder(folder, header, dataset, tensors, average, optimizer, scaler)
     start = run.begin(config.restart)
+    dataset.prepare(range(start // plan.steps_per_epoch, -(-last // plan.steps_per_epoch)), config.workers)
     with Interrupts() as interrupts, tqdm(initial=start, total=last, unit="step", disable=None) as bar:
         for step, batches in enumerate(load_steps(dataset, plan, start, last, config.workers), start):
             began, epoch = time.perf_counter(), step // plan.steps_per_epoch

@@ -56,10 +56,11 @@ def load_vae(base: str, *, device: torch.device | str, dtype: torch.dtype) -> VA
     An original file may come without a VAE: then it is DEFAULT_BASE's, and a line on stderr says so.
     """
     try:
-        return _load(AUTOENCODER, base, 3, device, dtype)
+        vae = _load(AUTOENCODER, base, 3, device, dtype)
     except PartMissing:
         print(f"{base}: holds no VAE, taking that of {DEFAULT_BASE}", file=sys.stderr)
-        return _load(AUTOENCODER, DEFAULT_BASE, 3, device, dtype)
+        vae = _load(AUTOENCODER, DEFAULT_BASE, 3, device, dtype)
+    return vae.to(memory_format=torch.channels_last)  # quicker, in the same arithmetic
 
 
 def fingerprint(unet: UNet) -> str:

@@ -24,6 +24,7 @@ ALLOWED = {
     "recipe": "config data errors",
     "run_folder": "adapter data errors files pictures",
     "training": "adapter data errors recipe run_folder seeds",
+    "latents": "data files machine recipe sd.vae training",
     "sd": "",
     "sd.layers": "", "sd.diffusion": "",
     "sd.unet": "sd.layers", "sd.vae": "sd.layers", "sd.controlnet": "sd.unet",
@@ -31,8 +32,8 @@ ALLOWED = {
     "sd.parts": "errors sd sd.compvis sd.unet sd.vae",
     "sd.weights": "errors sd.hub sd.parts sd.unet sd.vae",
     "generation": "adapter errors lora sd.diffusion sd.unet sd.vae sd.weights seeds",
-    "train_class": "adapter config data errors generation lora machine pictures recipe sd.diffusion sd.unet "
-                   "sd.vae sd.weights seeds training",
+    "train_class": "adapter config data errors generation latents lora machine pictures recipe "
+                   "sd.diffusion sd.unet sd.vae sd.weights seeds training",
     "sample": "adapter config errors files generation machine pictures",
 }
 

@@ -376,7 +376,8 @@ def test_an_image_damaged_while_training(workers: int, place: Place, tmp_path: P
     monkeypatch.setattr(data, "CACHE_BYTES", 0)
     monkeypatch.setattr(train_class, "fingerprint", lambda unet: [
         spoil(file, 0.5) for file in (tmp_path / "data").rglob("image/*/*.png")] and "0")
-    outcome = train(place, "--data", tmp_path / "data", "--out", "run", "--workers", workers)
+    outcome = train(place, "--data", tmp_path / "data", "--out", "run", "--workers", workers,
+                    "--latent-variants", 0)
     assert outcome.failed_with(".png", "cannot be read") and "worker" not in outcome.err
 
 
@@ -394,7 +395,7 @@ def full_disk(tmp_path: Path) -> Path:
 
 def test_a_full_disk(place: Place, full_disk: Path) -> None:
     run = full_disk / "run"
-    flags = ("--out", run, "--rank", 1, "--save-every", 1)
+    flags = ("--out", run, "--rank", 1, "--save-every", 1, "--latent-variants", 1)
     assert train(place, *flags, "--epochs", 1).status == 0
     before = (run / "adapter.safetensors").read_bytes()
     ballast = full_disk / "ballast"

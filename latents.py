@@ -1,0 +1,135 @@
+"""What the VAE makes of the images: encoded once and kept on disk, or encoded anew at every step.
+
+The VAE costs two thirds of a LoRA step and learns nothing. With `--latent-variants K` epoch e trains on the
+augmentation of epoch e mod K, so each of these K variants of an image is encoded once. Kept are the mean and
+deviation of the VAE's posterior, so a latent is still drawn anew at every step. With K at least the number of
+epochs (or without augmentation) this is what encoding at every step computes; with fewer the pictures are
+seen again, in other noise. 0 encodes at every step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from tqdm import tqdm
+
+from data import DataConfig, DefectDataset
+from files import save_tensors
+from machine import autocast
+from recipe import RunConfig
+from sd.vae import VAE
+from training import Batch, load_batches
+
+AT_ONCE = 4  # images encoded together
+Encode = Callable[[Batch], dict[str, Tensor]]
+
+
+@torch.no_grad()
+def posterior(vae: VAE, image: Tensor, precision: str) -> tuple[Tensor, Tensor]:
+    """image (B,3,R,R) on any device -> mean and deviation (B,4,R/8,R/8) of its latents, where the VAE is.
+
+    In fp16 training the encoder runs in fp16 too: on the cards that train so, fp32 would take most of a step.
+    """
+    device = vae.quant_conv.weight.device
+    dtype = torch.float16 if precision == "fp16" else torch.float32
+    image = image.to(device, memory_format=torch.channels_last)
+    with autocast(device, dtype):
+        return vae.posterior(image)
+
+
+class LatentDataset(torch.utils.data.Dataset):
+    """`dataset` encoded: the example of (epoch, index) comes from the file of variant epoch mod K."""
+
+    def __init__(self, dataset: DefectDataset, vae: VAE, encode: Encode, files: list[Path]) -> None:
+        self.items, self.classes = dataset.items, dataset.classes
+        self.dataset, self.vae, self.encode, self.files = dataset, vae, encode, files
+        self._open: dict[Path, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, key: tuple[int, int]) -> Batch:
+        """class_id, and what `encode` made of the image, without its batch axis."""
+        epoch, index = key
+        file = self.files[epoch % len(self.files)]
+        if file not in self._open:
+            self._open[file] = safe_open(file, "pt")
+        tensors = self._open[file]
+        encoded = {name: tensors.get_slice(name)[index] for name in tensors.keys()}  # noqa: SIM118 (no dict)
+        return {"class_id": self.items[index].class_id, **encoded}
+
+    def prepare(self, epochs: range, workers: int) -> None:
+        """Encode the variants of `epochs` that are not on disk; then the VAE leaves the GPU."""
+        missing = [variant for variant in sorted({epoch % len(self.files) for epoch in epochs})
+                   if not _whole(self.files[variant])]
+        if missing:
+            print(f"{self.files[0].parent}: encoding {len(missing)} variants of {len(self)} images, once "
+                  "(--latent-variants)", file=sys.stderr)
+            self.dataset.prepare(range(0), workers)
+            self._encode(missing, workers)
+        self.vae.to("cpu")
+
+    def _encode(self, variants: list[int], workers: int) -> None:
+        """Write one file a variant, whole or not at all: a stop costs no more than the variant under way."""
+        parts = [range(i, min(i + AT_ONCE, len(self))) for i in range(0, len(self), AT_ONCE)]
+        keys = [[(variant, index) for index in part] for variant in variants for part in parts]
+        batches = load_batches(self.dataset, keys, workers)
+        with tqdm(total=len(variants) * len(self), unit="image", disable=None) as bar:
+            for variant in variants:
+                encoded = []
+                for part in parts:
+                    encoded.append({k: tensor.cpu() for k, tensor in self.encode(next(batches)).items()})
+                    bar.update(len(part))
+                save_tensors(self.files[variant], {k: torch.cat([part[k] for part in encoded])
+                                                   for k in encoded[0]}, "latents", {"variant": variant})
+
+
+def _whole(file: Path) -> bool:
+    try:
+        with safe_open(file, "pt"):
+            return True
+    except (SafetensorError, OSError):
+        return False
+
+
+def with_latents(config: RunConfig, kind: str, dataset: DefectDataset, vae: VAE, encode: Encode,
+                 loss_fn: Callable[[Batch], Tensor],
+                 ) -> tuple[DefectDataset | LatentDataset, Callable[[Batch], Tensor]]:
+    """Dataset and loss for `train`, such that loss_fn finds in its batch the tensors that `encode` returns.
+
+    encode: a batch of examples (image, and mask if loaded) -> named tensors, the batch axis first. They
+    depend on nothing but the batch, the VAE, the flags about data, the precision and `kind`, the strategy.
+    """
+    if not config.latent_variants:
+        return dataset, lambda batch: loss_fn({**batch, **encode(batch)})
+    folder = Path(config.out).parent / "latents" / cache_key(config, kind, dataset, vae)
+    variants = config.latent_variants if config.augment else 1  # else all epochs are alike
+    files = [folder / f"{variant:04d}.safetensors" for variant in range(variants)]
+    return LatentDataset(dataset, vae, encode, files), loss_fn
+
+
+def cache_key(config: RunConfig, kind: str, dataset: DefectDataset, vae: VAE) -> str:
+    """16 hex digits of all that the latents depend on; not of where it lies, nor of how many variants."""
+    digest = hashlib.blake2b(digest_size=8)
+    flags = {field.name: getattr(config, field.name) for field in dataclasses.fields(DataConfig)
+             if field.name != "data"}
+    digest.update(json.dumps([kind, config.precision == "fp16", AT_ONCE, flags]).encode())
+    for item in dataset.items:
+        for file in (item.image, item.mask):
+            digest.update(hashlib.blake2b(file.read_bytes() if file else b"").digest())
+        digest.update(str(item.mask_value).encode())
+    # How augmentation is done counts as well: by what it makes of one picture.
+    digest.update(dataset.example(0, epoch=0)["image"].numpy())
+    for module in (vae.encoder, vae.quant_conv):
+        for weight in module.state_dict().values():
+            digest.update(weight.cpu().contiguous().numpy())
+    return digest.hexdigest()
