@@ -10,6 +10,7 @@ from __future__ import annotations
 # Outside these lie the text encoder, the schedule's buffers and, in some files, a copy under model_ema.
 UNET_PREFIXES = ("model.diffusion_model.",)
 VAE_PREFIXES = ("first_stage_model.", "vae.")
+CONTROLNET_PREFIXES = ("control_model.", "")  # its file holds nothing else
 
 _RESNET = {"in_layers.0": "norm1", "in_layers.2": "conv1", "emb_layers.1": "time_emb_proj",
            "out_layers.0": "norm2", "out_layers.3": "conv2", "skip_connection": "conv_shortcut",
@@ -59,6 +60,25 @@ def unet_name(name: str) -> str:
         case ["output_blocks", int(i), 1, *module, leaf]:
             return f"up_blocks.{i // 3}.attentions.{i % 3}.{_inside(module)}.{leaf}"
     return name
+
+
+def controlnet_name(name: str) -> str:
+    """input_hint_block.2.weight -> controlnet_cond_embedding.blocks.0.weight; as unet_name elsewhere.
+
+    Source: cldm/cldm.py in lllyasviel/ControlNet, whose condition encoder counts its SiLUs as well.
+    """
+    match _components(name):
+        case ["zero_convs", int(i), 0, leaf]:
+            return f"controlnet_down_blocks.{i}.{leaf}"
+        case ["middle_block_out", 0, leaf]:
+            return f"controlnet_mid_block.{leaf}"
+        case ["input_hint_block", 0, leaf]:
+            return f"controlnet_cond_embedding.conv_in.{leaf}"
+        case ["input_hint_block", 14, leaf]:
+            return f"controlnet_cond_embedding.conv_out.{leaf}"
+        case ["input_hint_block", int(i), leaf]:
+            return f"controlnet_cond_embedding.blocks.{i // 2 - 1}.{leaf}"
+    return unet_name(name)
 
 
 def vae_name(name: str) -> str:

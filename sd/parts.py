@@ -12,6 +12,7 @@ from torch import nn
 
 from errors import UserError
 from sd import compvis
+from sd.controlnet import ControlNet, ControlNetConfig
 from sd.unet import UNet, UNetConfig
 from sd.vae import VAE, VAEConfig
 
@@ -19,7 +20,9 @@ from sd.vae import VAE, VAEConfig
 class Part(NamedTuple):
     """One component. `settings` and `blocks` are what config.json may say beside the fields of `config`."""
 
-    folder: str
+    title: str
+    flag: str  # by which a user names the model
+    folder: str  # of the component inside the model's
     module: type[nn.Module]
     config: Any  # what a model without a config.json is taken for
     settings: dict[str, Any]
@@ -38,23 +41,34 @@ def _vae_name(name: str) -> str:
     return ".".join(legacy.get(component, component) for component in name.split("."))
 
 
+_UNET_SETTINGS = {
+    "act_fn": "silu", "addition_embed_type": None, "attention_type": "default", "center_input_sample": False,
+    "class_embed_type": None, "conv_in_kernel": 3, "conv_out_kernel": 3, "cross_attention_norm": None,
+    "downsample_padding": 1, "dual_cross_attention": False, "encoder_hid_dim": None, "flip_sin_to_cos": True,
+    "freq_shift": 0, "mid_block_scale_factor": 1, "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "norm_eps": 1e-5, "num_attention_heads": None, "num_class_embeds": None, "only_cross_attention": False,
+    "resnet_time_scale_shift": "default", "time_cond_proj_dim": None, "time_embedding_type": "positional",
+    "transformer_layers_per_block": 1, "use_linear_projection": False}
+
 UNET = Part(
-    folder="unet", module=UNet, config=UNetConfig(), conv_in="conv_in.weight",
-    settings={
-        "act_fn": "silu", "addition_embed_type": None, "attention_type": "default",
-        "center_input_sample": False, "class_embed_type": None, "conv_in_kernel": 3, "conv_out_kernel": 3,
-        "cross_attention_norm": None, "downsample_padding": 1, "dual_cross_attention": False,
-        "encoder_hid_dim": None, "flip_sin_to_cos": True, "freq_shift": 0, "mid_block_scale_factor": 1,
-        "mid_block_type": "UNetMidBlock2DCrossAttn", "norm_eps": 1e-5, "num_attention_heads": None,
-        "num_class_embeds": None, "only_cross_attention": False, "resnet_time_scale_shift": "default",
-        "time_cond_proj_dim": None, "time_embedding_type": "positional", "transformer_layers_per_block": 1,
-        "use_linear_projection": False},
+    title="unet", flag="--base", folder="unet", module=UNet, config=UNetConfig(), conv_in="conv_in.weight",
+    settings=_UNET_SETTINGS,
     blocks=lambda levels: {"down_block_types": ["CrossAttnDownBlock2D"] * (levels - 1) + ["DownBlock2D"],
                            "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * (levels - 1)},
     name=lambda name: name, prefixes=compvis.UNET_PREFIXES, original_name=compvis.unet_name)
 
+# A published ControlNet is alone in its folder. One whose condition is pooled, or in bgr, is of another kind.
+CONTROLNET = Part(
+    title="ControlNet", flag="--init", folder="", module=ControlNet, config=ControlNetConfig(),
+    conv_in="conv_in.weight", settings=_UNET_SETTINGS | {
+        "controlnet_conditioning_channel_order": "rgb", "global_pool_conditions": False,
+        "projection_class_embeddings_input_dim": None, "addition_time_embed_dim": None},
+    blocks=lambda levels: {"down_block_types": ["CrossAttnDownBlock2D"] * (levels - 1) + ["DownBlock2D"]},
+    name=lambda name: name, prefixes=compvis.CONTROLNET_PREFIXES, original_name=compvis.controlnet_name)
+
 AUTOENCODER = Part(
-    folder="vae", module=VAE, config=VAEConfig(), conv_in="encoder.conv_in.weight",
+    title="vae", flag="--base", folder="vae", module=VAE, config=VAEConfig(),
+    conv_in="encoder.conv_in.weight",
     settings={"act_fn": "silu", "latents_mean": None, "latents_std": None, "mid_block_add_attention": True,
               "shift_factor": None, "use_post_quant_conv": True, "use_quant_conv": True},
     blocks=lambda levels: {"down_block_types": ["DownEncoderBlock2D"] * levels,

@@ -1,4 +1,5 @@
-"""Published weights read into UNet and VAE: from a hub id, a folder in diffusers layout, or an original file.
+"""Published weights read into UNet, VAE and ControlNet: from a hub id, a folder in diffusers layout, or an
+original file.
 
 Only safetensors are read: a pickle can run code. Loading is strict: every tensor of the module comes from the
 file, and every tensor of the file has its place. A fresh download is held against the hub's SHA-256, once;
@@ -14,16 +15,17 @@ import hashlib
 import re
 import sys
 from collections.abc import Callable, Collection, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from errors import UserError
+from sd.controlnet import ControlNet, ControlNetConfig
 from sd.hub import fetch_first
-from sd.parts import AUTOENCODER, UNET, Part, read_config
-from sd.unet import UNet
+from sd.parts import AUTOENCODER, CONTROLNET, UNET, Part, read_config
+from sd.unet import UNet, UNetConfig
 from sd.vae import VAE
 
 DEFAULT_BASE = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -47,7 +49,7 @@ def load_unet(base: str, *, device: torch.device | str, dtype: torch.dtype, in_c
     owner/name@revision). Raises UserError where it cannot be had, is damaged, is not of SD 1.5's
     architecture, or takes another number of input channels than `in_channels`.
     """
-    return _load(UNET, base, in_channels, device, dtype)
+    return _load(UNET, base, {"in_channels": in_channels}, device, dtype)
 
 
 def load_vae(base: str, *, device: torch.device | str, dtype: torch.dtype) -> VAE:
@@ -56,27 +58,41 @@ def load_vae(base: str, *, device: torch.device | str, dtype: torch.dtype) -> VA
     An original file may come without a VAE: then it is DEFAULT_BASE's, and a line on stderr says so.
     """
     try:
-        vae = _load(AUTOENCODER, base, 3, device, dtype)
+        vae = _load(AUTOENCODER, base, {"in_channels": 3}, device, dtype)
     except PartMissing:
         print(f"{base}: holds no VAE, taking that of {DEFAULT_BASE}", file=sys.stderr)
-        vae = _load(AUTOENCODER, DEFAULT_BASE, 3, device, dtype)
+        vae = _load(AUTOENCODER, DEFAULT_BASE, {"in_channels": 3}, device, dtype)
     return vae.to(memory_format=torch.channels_last)  # quicker, in the same arithmetic
 
 
-def fingerprint(unet: UNet) -> str:
-    """16 hex digits: the same for one base in any file layout and precision, others for another base.
+def load_controlnet(init: str, config: UNetConfig, *, condition_channels: int, device: torch.device | str,
+                    dtype: torch.dtype) -> ControlNet:
+    """The frozen published ControlNet `init`, in eval mode, for a UNet of `config`.
+
+    init: a folder in diffusers layout, one original .safetensors file, or a hub id, as for load_unet. Raises
+    UserError where it cannot be had, is damaged, or was made for another UNet or kind of condition.
+    """
+    wanted = dataclasses.asdict(ControlNetConfig(**dataclasses.asdict(config) | {"in_channels": 4},
+                                                 conditioning_channels=condition_channels))
+    return _load(CONTROLNET, init, wanted, device, dtype)
+
+
+def fingerprint(model: UNet | ControlNet) -> str:
+    """16 hex digits: the same for one model in any file layout and precision, others for another one.
 
     Only signs enter. Rounding to fp16 or bf16, in the file or at loading, never changes one, while even a
-    light fine-tuning flips some of two million. They are of layers that none of our adapters touches.
+    light fine-tuning flips some of two million. They are of layers whose weights all adapters leave alone.
     """
     digest = hashlib.blake2b(digest_size=8)
-    for layer in (unet.conv_in, unet.time_embedding.linear_1, unet.time_embedding.linear_2, unet.conv_out):
+    layers = [model.conv_in, model.time_embedding.linear_1, model.time_embedding.linear_2]
+    for layer in [*layers, model.conv_out] if isinstance(model, UNet) else layers:
         digest.update(torch.signbit(layer.weight.detach()).cpu().numpy().tobytes())
     return digest.hexdigest()
 
 
-def _load(part: Part, base: str, in_channels: int, device: torch.device | str, dtype: torch.dtype) -> Any:
-    """One part of `base`, from wherever it is."""
+def _load(part: Part, base: str, wanted: dict[str, Any], device: torch.device | str,
+          dtype: torch.dtype) -> Any:
+    """One part of `base`, from wherever it is, if its config has what is `wanted`."""
     if Path(base).is_file():
         file = Path(base)
         shapes = _shapes(file)
@@ -84,39 +100,42 @@ def _load(part: Part, base: str, in_channels: int, device: torch.device | str, d
         config, shape = part.config, shapes.get(names.get(part.conv_in, ""), [])
         if len(shape) == 4:  # the inpainting model differs in nothing else
             config = dataclasses.replace(config, in_channels=shape[1])
-        _check_channels(part, base, config, in_channels)
+        _check_config(part, base, config, wanted)
     else:
-        find = _finder(base)
-        config_file = find([f"{part.folder}/config.json"])
+        find, folder = _finder(part, base), PurePosixPath(part.folder)
+        config_file = find([str(folder / "config.json")])
         config = read_config(part, config_file) if config_file else part.config
-        _check_channels(part, base, config, in_channels)  # before gigabytes are downloaded
-        found = find([f"{part.folder}/{name}" for name in WEIGHTS])
+        _check_config(part, base, config, wanted)  # before gigabytes are downloaded
+        found = find([str(folder / name) for name in WEIGHTS])
         if found is None:
-            raise UserError(f"--base {base}: no {part.folder}/{WEIGHTS[0]} (nor {WEIGHTS[1]}) in it; give a "
+            raise UserError(f"{part.flag} {base}: no {folder / WEIGHTS[0]} (nor {WEIGHTS[1]}) in it; give a "
                             "model in diffusers layout with safetensors: pickles (.bin) are not read")
         file, shapes = found, _shapes(found)
         names = _inverse(file, {key: part.name(key) for key in shapes})
     return _fill(part, config, file, names, shapes, device, dtype)
 
 
-def _finder(base: str) -> Callable[[list[str]], Path | None]:
+def _finder(part: Part, base: str) -> Callable[[list[str]], Path | None]:
     """What finds the first existing one of some files of `base`, a folder or a hub id."""
     folder = TINY if base == "tiny" else Path(base)
     if folder.is_dir():
         return lambda names: next((folder / name for name in names if (folder / name).is_file()), None)
     hub_id = re.fullmatch(r"(\w[\w.-]*/\w[\w.-]*)(@[\w./-]+)?", base)
     if hub_id is None or folder.suffix in (".safetensors", *PICKLES):
-        raise UserError(f"--base {base}: no such file or folder, and not a hub id (owner/name)")
+        raise UserError(f"{part.flag} {base}: no such file or folder, and not a hub id (owner/name)")
     repo = hub_id[1]
     revision = hub_id[2][1:] if hub_id[2] else REVISIONS.get(repo, "main")
     return lambda names: fetch_first(repo, revision, names)
 
 
-def _check_channels(part: Part, base: str, config: Any, in_channels: int) -> None:
-    if config.in_channels != in_channels:
-        fitting = {4: f"; {DEFAULT_BASE} has them", 9: f"; {INPAINTING_BASE} has them"}.get(in_channels, "")
-        raise UserError(f"--base {base}: its {part.folder} takes {config.in_channels} input channels, "
-                        f"{in_channels} are needed here{fitting}")
+def _check_config(part: Part, base: str, config: Any, wanted: dict[str, Any]) -> None:
+    """Raises UserError, before anything is loaded, where `config` is not as `wanted`."""
+    for key, value in wanted.items():
+        if getattr(config, key) != value:
+            fitting = {("unet", 4): f"; {DEFAULT_BASE} has that",
+                       ("unet", 9): f"; {INPAINTING_BASE} has that"}.get((part.title, value), "")
+            raise UserError(f"{part.flag} {base}: its {part.title}'s {key} is {getattr(config, key)}, "
+                            f"{value} is needed here{fitting}")
 
 
 @contextlib.contextmanager
@@ -183,7 +202,7 @@ def _check_tensors(part: Part, file: Path, names: dict[str, str], shapes: dict[s
     if wrong:
         faults.append(f"has {len(wrong)} of another shape ({_few(wrong)})")
     if faults:
-        raise UserError(f"{file}: of the {len(wanted)} tensors of SD 1.5's {part.folder} it "
+        raise UserError(f"{file}: of the {len(wanted)} tensors of SD 1.5's {part.title} it "
                         f"{' and '.join(faults)}; it is incomplete or of another architecture: give another")
 
 

@@ -49,7 +49,7 @@ SMALL_UNET = UNET_JSON | {"block_out_channels": [16, 32, 64, 64], "cross_attenti
                           "norm_num_groups": 8, "attention_head_dim": 4}
 SMALL_CONTROLNET = CONTROLNET_JSON | {
     "block_out_channels": [16, 32, 64, 64], "cross_attention_dim": 24, "norm_num_groups": 8,
-    "attention_head_dim": 4, "conditioning_embedding_out_channels": [4, 8, 12, 16]}
+    "attention_head_dim": 4}
 SMALL_VAE = VAE_JSON | {"block_out_channels": [8, 16, 32, 32], "norm_num_groups": 4}
 FP32, FP16 = "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"
 

@@ -29,8 +29,8 @@ ALLOWED = {
     "sd.layers": "", "sd.diffusion": "",
     "sd.unet": "sd.layers", "sd.vae": "sd.layers", "sd.controlnet": "sd.unet",
     "sd.compvis": "", "sd.hub": "errors",
-    "sd.parts": "errors sd sd.compvis sd.unet sd.vae",
-    "sd.weights": "errors sd.hub sd.parts sd.unet sd.vae",
+    "sd.parts": "errors sd sd.compvis sd.controlnet sd.unet sd.vae",
+    "sd.weights": "errors sd.controlnet sd.hub sd.parts sd.unet sd.vae",
     "generation": "adapter errors lora sd.diffusion sd.unet sd.vae sd.weights seeds",
     "train_class": "adapter config data errors generation latents lora machine pictures recipe "
                    "sd.diffusion sd.unet sd.vae sd.weights seeds training",

@@ -195,7 +195,7 @@ def test_nine_channels(inpainting: Path, tmp_path: Path) -> None:
     published.write(file, published.original_tensors(tensors, vae))
     assert_same(load_unet(str(file), **CPU, in_channels=9), unet.state_dict())
     for wrong in (inpainting, file):
-        with pytest.raises(UserError, match=f"takes 9 input channels, 4 are needed here; {DEFAULT_BASE}"):
+        with pytest.raises(UserError, match=f"in_channels is 9, 4 is needed here; {DEFAULT_BASE}"):
             load_unet(str(wrong), **CPU)
 
 
