@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 import lora
 from errors import UserError
-from files import save_tensors
+from files import read_tensors, save_tensors
 from seeds import torch_rng
 
 KINDS = ("class",)
@@ -83,18 +82,12 @@ def find_adapter(path: Path) -> Path:
 
 def read_adapter(path: Path) -> tuple[dict[str, Tensor], Header]:
     """The tensors and header of a checkpoint file. Raises UserError for a damaged or foreign file."""
-    with open(path, "rb"):
-        pass  # where the system is the reason, this raises in the system's words
+    tensors, metadata = read_tensors(path)
+    if "adapter" not in metadata:
+        raise UserError(f"{path}: no checkpoint of this project; give a run folder, or the "
+                        "adapter.safetensors in it")
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        if "adapter" not in metadata:
-            raise UserError(f"{path}: no checkpoint of this project; give a run folder, or the "
-                            "adapter.safetensors in it")
         return tensors, _header(path, json.loads(metadata["adapter"]))
-    except SafetensorError as error:
-        raise UserError(f"{path}: damaged or cut short ({error}); train again or copy it again") from error
     except (TypeError, ValueError, KeyError) as error:
         raise UserError(f"{path}: its header cannot be read ({error}); is it of another version?") from error
 

@@ -13,10 +13,14 @@ T = TypeVar("T")
 
 
 def flag(default: Any, help: str, *, group: str = "options", choices: tuple[str, ...] | None = None,
-         minimum: float | None = None, above: float | None = None, maximum: float | None = None) -> Any:
-    """A dataclass field that is also a command-line flag. Bounds are inclusive, but for `above`."""
+         minimum: float | None = None, above: float | None = None, maximum: float | None = None,
+         positional: bool = False) -> Any:
+    """A dataclass field that is also a command-line flag, or a word without one where it is `positional`.
+
+    Bounds are inclusive, but for `above`. A field is called as its flag; from_ is --from, a word of Python's.
+    """
     metadata = {"help": help, "group": group, "choices": choices, "minimum": minimum, "above": above,
-                "maximum": maximum}
+                "maximum": maximum, "positional": positional}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -62,7 +66,11 @@ def _add(group: Any, field: dataclasses.Field, annotation: Any) -> None:
     text = field.metadata["help"].replace("%", "%%")
     if not required and default not in (None, [], "") and not isinstance(default, bool):
         text += f" (default: {_default_text(default)})"
-    name = "--" + field.name.replace("_", "-")
+    if field.metadata["positional"]:
+        group.add_argument(field.name, help=text, choices=field.metadata["choices"],
+                           metavar=None if field.metadata["choices"] else field.name.upper())
+        return
+    name = "--" + field.name.rstrip("_").replace("_", "-")
     options: dict[str, Any] = {"dest": field.name, "help": text, "required": required}
     if not required:
         options["default"] = default

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from errors import UserError
@@ -51,6 +52,18 @@ def save_tensors(path: Path, tensors: dict[str, torch.Tensor], name: str, about:
     contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     header = {name: json.dumps(about)}
     write_atomic(path, lambda temporary: save_file(contiguous, temporary, metadata=header))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The tensors of a safetensors file and the entries of its header. Raises UserError for a damaged one."""
+    with open(path, "rb"):
+        pass  # where the system is the reason, this raises in the system's words
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            return tensors, file.metadata() or {}
+    except SafetensorError as error:
+        raise UserError(f"{path}: damaged or cut short ({error}); copy it again or make it anew") from error
 
 
 def save_image(path: Path, image: Image.Image) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+import foreign
 import lora
 from adapter import NULL, ClassContext, Header, find_adapter, load_adapter, read_adapter
 from errors import UserError
@@ -100,9 +101,10 @@ class Generator:
 
 
 def load_generator(ckpt: Path, *, base: str | None, strength: float, device: torch.device,
-                   dtype: torch.dtype) -> Generator:
+                   dtype: torch.dtype, loras: Sequence[tuple[Path, float]] = ()) -> Generator:
     """Load a checkpoint and the base that its header names (or `base`), merge its LoRA at `strength`.
 
+    loras: LoRA files of others to add, each with its strength.
     Raises UserError for a damaged file or a base with other weights than the checkpoint was trained on.
     """
     path = find_adapter(ckpt)
@@ -120,5 +122,7 @@ def load_generator(ckpt: Path, *, base: str | None, strength: float, device: tor
     context = load_adapter(path, header, tensors, unet, unet.config.cross_attention_dim)
     lora.set_strength(unet, strength)
     lora.merge(unet)  # in fp32, then cast once: small updates would vanish in half weights
+    for file, scale in loras:
+        foreign.add(unet, "unet", file, scale)
     vae = load_vae(base or header.base, device=device, dtype=torch.float32)
     return Generator(unet.to(device, dtype), vae, context.to(device), header, path)

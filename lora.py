@@ -1,18 +1,33 @@
-"""LoRA (Hu et al. 2021, arXiv 2106.09685): trainable low-rank adapters beside frozen linear layers."""
+"""LoRA (Hu et al. 2021, arXiv 2106.09685): trainable low-rank adapters beside frozen linear layers.
+
+As a command it converts a checkpoint into the layouts that other programs read, and back:
+`python lora.py convert CKPT OUT --to diffusers|peft|kohya`, `python lora.py convert FOLDER OUT --from ...`.
+"""
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import errors
 import seeds
+from config import flag, parse
 from errors import UserError
+from formats import LAYOUTS, read_lora
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
+EXAMPLE = """examples:
+  python lora.py convert runs/bottle-class bottle-lora --to kohya      # for ComfyUI and A1111
+  python lora.py convert runs/bottle-class bottle-lora --to diffusers  # for pipe.load_lora_weights
+  python lora.py convert bottle-lora runs/back --from diffusers        # again a checkpoint for sample.py
+"""
 
 
 class LoRALinear(nn.Linear):
@@ -63,7 +78,8 @@ class LoRALinear(nn.Linear):
         return plain.train(self.training)
 
 
-def _adapters(model: nn.Module) -> Iterator[tuple[str, LoRALinear]]:
+def adapters(model: nn.Module) -> Iterator[tuple[str, LoRALinear]]:
+    """The adapted layers of an injected model, with their names."""
     return ((name, module) for name, module in model.named_modules() if isinstance(module, LoRALinear))
 
 
@@ -100,20 +116,20 @@ def inject(model: nn.Module, rank: int = 16, alpha: float = 32, dropout: float =
 
 def set_strength(model: nn.Module, strength: float) -> None:
     """Set the adapters' strength at sampling: 0 the base alone, 1 as trained."""
-    for _, layer in _adapters(model):
+    for _, layer in adapters(model):
         layer.strength = strength
 
 
 def merge(model: nn.Module) -> None:
     """Replace every adapter, at its present strength, by a plain linear layer that computes the same."""
-    for name, layer in list(_adapters(model)):
+    for name, layer in list(adapters(model)):
         _replace(model, name, layer.merged())
 
 
 def lora_state(model: nn.Module) -> dict[str, Tensor]:
     """The adapters' own tensors: "<module>.lora_A.weight" (r, in) and "<module>.lora_B.weight" (out, r)."""
     return {f"{name}.{part}.weight": getattr(layer, part).weight.detach()
-            for name, layer in _adapters(model) for part in ("lora_A", "lora_B")}
+            for name, layer in adapters(model) for part in ("lora_A", "lora_B")}
 
 
 def load_lora_state(model: nn.Module, state: dict[str, Tensor]) -> None:
@@ -129,3 +145,32 @@ def load_lora_state(model: nn.Module, state: dict[str, Tensor]) -> None:
                             + "; was the adapter trained with another base, --rank or targets?")
     for key, tensor in own.items():
         tensor.copy_(state[key])
+
+
+@dataclass
+class Convert:
+    """The command line of lora.py."""
+
+    command: str = flag(..., "what to do", choices=("convert",), positional=True)
+    source: str = flag(..., "run folder, LoRA file, or the folder that holds one", positional=True)
+    out: str = flag(..., "folder to write, new or empty", positional=True)
+    from_: str = flag("checkpoint", "layout of SOURCE; checkpoint is this project's", choices=LAYOUTS)
+    to: str = flag("checkpoint", "layout of OUT", choices=LAYOUTS)
+
+
+def main() -> None:
+    from export import write_lora
+    config = parse(Convert, __doc__, EXAMPLE)
+    if config.from_ == config.to:
+        raise UserError(f"--from {config.from_} --to {config.to}: nothing to convert; give another layout to "
+                        "one of them")
+    file = read_lora(Path(config.source))
+    if file.layout != config.from_:
+        raise UserError(f"{config.source}: is in the layout {file.layout}; say --from {file.layout}")
+    for path in write_lora(file, Path(config.out), config.to):
+        print(path)
+    print(f"{len(file.layers)} layers from {config.from_} to {config.to}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -63,6 +63,8 @@ class TrainConfig(RunConfig):
     rank: int = flag(16, "LoRA rank", group="adapter", minimum=1)
     alpha: float = flag(32.0, "LoRA alpha; the update is scaled by alpha / rank", group="adapter", above=0)
     dropout: float = flag(0.1, "dropout on the LoRA's input", group="adapter", minimum=0, maximum=0.99)
+    init_lora: str | None = flag(None, "LoRA file to start from, as diffusers, peft or kohya write it: of "
+                                 "layers that are trained here, and of --rank at most", group="adapter")
     tokens_per_class: int = flag(1, "context tokens a class; 1 is the recipe, which leaves part of the LoRA "
                                  "idle (README)", group="adapter", minimum=1, maximum=77)
     init_std: float = flag(0.02, "standard deviation of the class embedding's start", group="adapter",

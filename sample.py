@@ -15,6 +15,7 @@ from adapter import Header, find_adapter, read_adapter, sha256
 from config import flag, parse
 from errors import UserError
 from files import append_row, read_rows, save_image
+from formats import find_lora
 from generation import SAMPLERS, Drawing, load_generator
 from machine import DTYPES, PRECISIONS, choose_device, choose_precision
 from pictures import grid, tensor_to_image
@@ -48,6 +49,8 @@ class Config:
     guidance: float = flag(1.0, "classifier-free guidance scale; not 1 needs a checkpoint trained with "
                            "--class-dropout", group="how", minimum=0)
     lora_scale: float = flag(1.0, "strength of the LoRA: 0 is the base alone", group="how", minimum=0)
+    lora: list[str] = flag([], "LoRA files of others to add, each as FILE or FILE=STRENGTH; layouts of "
+                           "diffusers, peft and kohya", group="how")
     base: str | None = flag(None, "where the base lies now (default: what the checkpoint was trained on)",
                             group="how")
     batch_size: int = flag(4, "images drawn at once", group="machine", minimum=1)
@@ -116,6 +119,18 @@ def check(config: Config, header: Header) -> None:
         raise UserError("--steps 1000: dpm++linspace has at most 999; 20 are usually enough")
 
 
+def stacked(texts: list[str]) -> list[tuple[Path, float]]:
+    """--lora: "style.safetensors=0.6" -> its file and strength; without "=" the strength is 1."""
+    pairs = []
+    for text in texts:
+        name, _, strength = text.rpartition("=")
+        try:
+            pairs.append((Path(name), float(strength)) if name else (Path(text), 1.0))
+        except ValueError:
+            raise UserError(f"--lora {text}: expected FILE=STRENGTH, such as style.safetensors=0.6") from None
+    return pairs
+
+
 def main() -> None:
     config = parse(Config, __doc__, EXAMPLE)
     device = choose_device(config.device)
@@ -124,17 +139,19 @@ def main() -> None:
     _, header = read_adapter(path)
     check(config, header)
     classes = list(dict.fromkeys(config.classes)) or header.classes
+    loras = stacked(config.lora)
     drawing = Drawing(config.seed, config.steps, config.sampler, config.eta, config.guidance)
     folder = SampleFolder(Path(config.out), {
         **vars(drawing), "lora_scale": config.lora_scale, "precision": precision, "checkpoint": sha256(path),
-        "base": header.base, "resolution": header.resolution})
+        "base": header.base, "resolution": header.resolution,
+        "loras": [[sha256(find_lora(file)), strength] for file, strength in loras]})
     wanted = folder.missing(classes, config.per_class)
     there = config.per_class * len(classes) - len(wanted)
     print(f"{config.out}: {len(wanted)} images to draw, {there} there already", file=sys.stderr)
 
     if wanted:
         generator = load_generator(path, base=config.base, strength=config.lora_scale, device=device,
-                                   dtype=DTYPES[precision])
+                                   dtype=DTYPES[precision], loras=loras)
     with tqdm(total=len(wanted), unit="image", disable=None) as bar:
         for start in range(0, len(wanted), config.batch_size):
             batch = wanted[start:start + config.batch_size]

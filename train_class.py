@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 import errors
+import foreign
 import lora
 from adapter import NULL, ClassContext, Header, trained_tensors
 from config import parse
@@ -106,6 +108,8 @@ def main() -> None:
                     class_dropout=config.class_dropout, rank=config.rank, alpha=config.alpha, step=0,
                     config=dataclasses.asdict(config))
     adapters = lora.inject(unet, config.rank, config.alpha, config.dropout, seed=config.seed)
+    if config.init_lora:
+        foreign.start_from(unet, Path(config.init_lora))
     context = ClassContext(len(dataset.classes), unet.config.cross_attention_dim, config.tokens_per_class,
                            config.init_std, config.seed).to(device)
     unet.checkpointing = choose_checkpointing(

@@ -18,7 +18,11 @@ ALLOWED = {
     "data": "augmentation config decode demo doctor errors folders seeds",
     "masks": "", "foreground": "",
     "mask_bank": "adapter data decode errors folders foreground seeds",
-    "lora": "errors seeds",
+    "formats": "errors files sd.unet",
+    "export": "errors files formats",
+    # config, export and formats only for its command line
+    "lora": "config errors export formats seeds",
+    "foreign": "errors formats lora",
     "adapter": "errors files lora seeds",
     "machine": "errors",
     "recipe": "config data errors",
@@ -31,10 +35,10 @@ ALLOWED = {
     "sd.compvis": "", "sd.hub": "errors",
     "sd.parts": "errors sd sd.compvis sd.controlnet sd.unet sd.vae",
     "sd.weights": "errors sd.controlnet sd.hub sd.parts sd.unet sd.vae",
-    "generation": "adapter errors lora sd.diffusion sd.unet sd.vae sd.weights seeds",
-    "train_class": "adapter config data errors generation latents lora machine pictures recipe "
+    "generation": "adapter errors foreign lora sd.diffusion sd.unet sd.vae sd.weights seeds",
+    "train_class": "adapter config data errors foreign generation latents lora machine pictures recipe "
                    "sd.diffusion sd.unet sd.vae sd.weights seeds training",
-    "sample": "adapter config errors files generation machine pictures",
+    "sample": "adapter config errors files formats generation machine pictures",
 }
 
 

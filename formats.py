@@ -1,0 +1,229 @@
+"""LoRA files read in the layouts of others: diffusers, peft, and kohya's, which ComfyUI and A1111 use.
+
+    diffusers   pytorch_lora_weights.safetensors     unet.<module>.lora_A.weight, or .lora.down.weight
+    peft        adapter_model.safetensors            base_model.model.<module>.lora_A.weight
+                with adapter_config.json beside it
+    kohya       NAME.safetensors                     lora_unet_<module with _ for .>.lora_down.weight, .alpha
+    checkpoint  adapter.safetensors of this project  unet.<module>.lora_A.weight, and the damage types
+
+In all of them y = W x + alpha / rank * B A x; they differ in where alpha stands. diffusers' layout has no
+sure place for it (a reader that knows no metadata takes alpha = rank), so there alpha / rank goes into B.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from errors import UserError
+from files import read_tensors
+from sd.unet import UNet, UNetConfig
+
+LAYOUTS = ("checkpoint", "diffusers", "peft", "kohya")
+CHECKPOINT, DIFFUSERS = "adapter.safetensors", "pytorch_lora_weights.safetensors"
+PEFT, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+DAMAGE_TYPES = "damage_types.safetensors"  # beside an exported LoRA: all else that the checkpoint held
+PEFT_METADATA = "lora_adapter_metadata"  # peft's settings in the header of a diffusers file
+
+# Tensors of other adapter kinds, by a part of their names.
+OTHER_KINDS = {"lora_magnitude_vector": "DoRA", "dora_scale": "DoRA", "hada_": "LoHa", "lokr_": "LoKr",
+               "oft_": "OFT", "lora_mid": "LoCon in Tucker's form", "ia3_": "IA3"}
+SPELLINGS = {
+    "diffusers": r"(?P<module>(unet|text_encoder)\..+)\.(?P<part>lora_A|lora_B|lora\w*\.(down|up))\.weight",
+    "peft": r"base_model\.model\.(?P<module>.+)\.(?P<part>lora_A|lora_B)\.weight",
+    "kohya": r"(?P<module>lora_\w+)\.(?P<part>lora_down\.weight|lora_up\.weight|alpha)",
+}
+
+
+class Layer(NamedTuple):
+    """The adapter of one module: A (r, in) and B (out, r); of a convolution (r, in, k, k), (out, r, 1, 1)."""
+
+    A: Tensor
+    B: Tensor
+    alpha: float
+
+    @property
+    def rank(self) -> int:
+        return self.B.shape[1]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the module's weight."""
+        return (len(self.B), *self.A.shape[1:])
+
+    def delta(self) -> Tensor:
+        """alpha / rank * B A in fp32, in the shape of the module's weight."""
+        product = self.B.float().flatten(1) @ self.A.float().flatten(1)
+        return (self.alpha / self.rank * product).view(self.shape)
+
+
+@dataclass(frozen=True)
+class LoRAFile:
+    """What a file holds. Modules are called unet.<module> or text_encoder.<module>.
+
+    about, rest: a checkpoint's header and its tensors beside the LoRA; None and {} in files of others.
+    """
+
+    layout: str
+    layers: dict[str, Layer]
+    metadata: dict[str, str]
+    about: dict[str, Any] | None
+    rest: dict[str, Tensor]
+
+
+def read_lora(path: Path) -> LoRAFile:
+    """A LoRA file, or the folder that holds one, in any of the layouts; which one is seen from its tensors.
+
+    Raises UserError for a file that is damaged, holds another kind of adapter, or tensors of unknown names.
+    """
+    file = find_lora(path)
+    tensors, metadata = read_tensors(file)
+    for name in tensors:
+        for part, kind in OTHER_KINDS.items():
+            if part in name:
+                raise UserError(f"{file}: a {kind} adapter (it holds {name}); only plain LoRA is supported")
+    if "adapter" in metadata:
+        return _read_checkpoint(file, tensors, metadata)
+    layout = next((layout for layout, spelling in SPELLINGS.items()
+                   if any(re.fullmatch(spelling, _modern(name)) for name in tensors)), None)
+    if layout is None:
+        shown = next(iter(tensors), "nothing")
+        raise UserError(f"{file}: no LoRA for Stable Diffusion 1.5 in a known layout (it holds {shown})")
+    modules: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        found = re.fullmatch(SPELLINGS[layout], _modern(name))
+        module = _module(layout, found["module"]) if found else None
+        if module is None:
+            raise UserError(f"{file}: {name} belongs to no layer of Stable Diffusion 1.5; is it for another "
+                            "model?")
+        part = {"lora_A": "A", "lora_B": "B", "alpha": "alpha"}.get(found["part"])
+        modules.setdefault(module, {})[part or ("A" if "down" in found["part"] else "B")] = tensor
+    configs = _peft_configs(file, layout, metadata)
+    layers = {module: _layer(file, module, parts, configs) for module, parts in sorted(modules.items())}
+    metadata = {key: value for key, value in metadata.items() if key not in ("format", PEFT_METADATA)}
+    companion = file.with_name(DAMAGE_TYPES)
+    if not companion.is_file():
+        return LoRAFile(layout, layers, metadata, None, {})
+    rest, header = read_tensors(companion)
+    return LoRAFile(layout, layers, metadata, _json(companion, header.get("adapter", "")), rest)
+
+
+def find_lora(path: Path) -> Path:
+    """The LoRA file that `path`, a file or a folder, stands for. Raises UserError."""
+    if not path.is_dir():
+        if not path.is_file():
+            raise UserError(f"{path}: no such file; give a LoRA file or its folder")
+        if path.suffix != ".safetensors":
+            raise UserError(f"{path}: a pickle (.bin, .pt, .ckpt) can run code; give a .safetensors file")
+        return path
+    for name in (CHECKPOINT, DIFFUSERS, PEFT):
+        if (path / name).is_file():
+            return path / name
+    files = [file for file in sorted(path.glob("*.safetensors")) if file.name != DAMAGE_TYPES]
+    if len(files) != 1:
+        raise UserError(f"{path}: holds {len(files)} .safetensors files; give the LoRA file itself")
+    return files[0]
+
+
+def _read_checkpoint(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> LoRAFile:
+    about = _json(file, metadata["adapter"])
+    modules: dict[str, dict[str, Tensor]] = {}
+    rest = {}
+    for name, tensor in tensors.items():
+        found = re.fullmatch(SPELLINGS["diffusers"], name)
+        if found:
+            modules.setdefault(found["module"], {})[found["part"].removeprefix("lora_")] = tensor
+        else:
+            rest[name] = tensor
+    if not modules:
+        raise UserError(f"{file}: holds no LoRA (it is of kind {about.get('kind')!r})")
+    configs = {"unet": {"lora_alpha": about["alpha"]}}
+    layers = {module: _layer(file, module, parts, configs) for module, parts in modules.items()}
+    return LoRAFile("checkpoint", layers, {}, about, rest)
+
+
+def _json(file: Path, text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+        if not isinstance(value, dict):
+            raise ValueError("not an object")
+    except ValueError as error:
+        raise UserError(f"{file}: its settings cannot be read ({error}); copy it again") from error
+    return value
+
+
+def _modern(name: str) -> str:
+    """diffusers' oldest spelling, attn1.processor.to_q_lora.down.weight, as attn1.to_q.lora.down.weight."""
+    name = re.sub(r"\.processor\.(to_\w+)_lora\.", r".\1.lora.", name)
+    return name.replace(".to_out.lora.", ".to_out.0.lora.")
+
+
+def _module(layout: str, name: str) -> str | None:
+    """unet.<module> or text_encoder.<module>; None for what Stable Diffusion 1.5 has not."""
+    if layout == "kohya":
+        return kohya_names().get(name)
+    name = f"unet.{name}" if layout == "peft" else name
+    return name if name in kohya_names().values() else None
+
+
+@functools.cache
+def kohya_names() -> dict[str, str]:
+    """kohya's name -> ours, of every layer of SD 1.5. Its "_" stands for "." or itself: only a list tells.
+
+    The layers of the embedded base are among them.
+    """
+    with torch.device("meta"):
+        unet = UNet(UNetConfig())
+    inside = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj",
+              "mlp.fc1", "mlp.fc2")
+    text = [f"text_model.encoder.layers.{i}.{name}" for i in range(12) for name in inside]
+    names = {f"lora_unet_{name.replace('.', '_')}": f"unet.{name}" for name, module in unet.named_modules()
+             if isinstance(module, nn.Linear | nn.Conv2d)}
+    return names | {f"{prefix}_{name.replace('.', '_')}": f"text_encoder.{name}" for name in text
+                    for prefix in ("lora_te1", "lora_te")}
+
+
+def _peft_configs(file: Path, layout: str, metadata: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """peft's settings of unet and text_encoder, as far as the file has any. Raises UserError."""
+    if layout == "peft":
+        place = file.with_name(PEFT_CONFIG)
+        if not place.is_file():
+            raise UserError(f"{place}: missing; peft keeps alpha there, so {file.name} alone says too little")
+        configs = {"unet": _json(place, place.read_text(encoding="utf-8"))}
+    else:
+        configs, place = {}, file
+        for key, value in _json(file, metadata.get(PEFT_METADATA, "{}")).items():
+            component, _, setting = key.partition(".")
+            configs.setdefault(component, {})[setting] = value
+    for config in configs.values():
+        if config.get("peft_type", "LORA") != "LORA" or config.get("use_dora"):
+            kind = "DoRA" if config.get("use_dora") else config["peft_type"]
+            raise UserError(f"{place}: a {kind} adapter; only plain LoRA is supported")
+    return configs
+
+
+def _layer(file: Path, module: str, parts: dict[str, Tensor], configs: dict[str, dict[str, Any]]) -> Layer:
+    """One module's tensors with its alpha: its own, else the settings', else its rank."""
+    A, B = parts.get("A"), parts.get("B")
+    if A is None or B is None:
+        raise UserError(f"{file}: {module} has only one of its two LoRA tensors; copy it again")
+    if (A.ndim not in (2, 4) or B.ndim != A.ndim or B.shape[1] != A.shape[0] or B[0, 0].numel() != 1
+            or not A.is_floating_point() or not B.is_floating_point()):
+        raise UserError(f"{file}: {module} has LoRA tensors {A.dtype} {tuple(A.shape)} and {B.dtype} "
+                        f"{tuple(B.shape)}, which do not fit each other")
+    rank, (component, _, name) = B.shape[1], module.partition(".")
+    alpha = parts["alpha"].item() if "alpha" in parts else 0
+    if config := configs.get(component):
+        patterns = config.get("alpha_pattern") or {}
+        alpha = next((value for pattern, value in patterns.items()
+                      if re.fullmatch(rf"(.*\.)?({pattern})", name)), config.get("lora_alpha", 0))
+        alpha *= math.sqrt(rank) if config.get("use_rslora") else 1  # arXiv 2312.03732: alpha / sqrt(rank)
+    return Layer(A, B, float(alpha) or float(rank))  # kohya: no alpha, or 0, means the rank

@@ -1,0 +1,56 @@
+"""diffusers' own pipeline on the small base of tests/bases.py, to draw what sample.py draws."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from published import UNET_JSON, VAE_JSON
+from safetensors.torch import load_file
+from torch import Tensor
+
+import generation
+import seeds
+from generation import Drawing
+
+DRAWING = Drawing(steps=6, guidance=2.0)
+SIZE = 64
+SCHEDULER = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1,
+             "clip_sample": False, "timestep_spacing": "leading", "set_alpha_to_one": False}
+
+
+def pipeline(base: Path, tokenizer: Any = None, text_encoder: Any = None) -> StableDiffusionPipeline:
+    """diffusers' pipeline with the base's weights and SD 1.5's schedule."""
+    parts = []
+    for name, model, defaults in (("unet", UNet2DConditionModel, UNET_JSON),
+                                  ("vae", AutoencoderKL, VAE_JSON)):
+        file = base / name / "diffusion_pytorch_model.safetensors"
+        own = generation.load_unet if name == "unet" else generation.load_vae
+        config = vars(own(str(base), device="cpu", dtype=torch.float32).config)
+        parts.append(model.from_config({**defaults, **config}).eval())
+        parts[-1].load_state_dict(load_file(file))
+    unet, vae = parts
+    pipe = StableDiffusionPipeline(vae, text_encoder, tokenizer, unet, DDIMScheduler(**SCHEDULER), None, None,
+                                   requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def our_noise(damage: str, number: int) -> Tensor:
+    """(1, 4, h, w): the noise that sample.py starts this image from."""
+    rng = seeds.torch_rng(DRAWING.seed, "z_T", damage, number)
+    return torch.randn(4, SIZE // 8, SIZE // 8, generator=rng)[None]
+
+
+def their_picture(pipe: StableDiffusionPipeline, damage: str, **what: Any) -> Tensor:
+    """(3, R, R) in [-1, 1], drawn by diffusers from our noise; `what`: prompts or their embeddings."""
+    image = pipe(**what, num_inference_steps=DRAWING.steps, guidance_scale=DRAWING.guidance, output_type="pt",
+                 latents=our_noise(damage, 0), height=SIZE, width=SIZE).images[0]
+    return image * 2 - 1
+
+
+def our_generator(ckpt: Path, **options: Any) -> generation.Generator:
+    settings = {"base": None, "strength": 1.0, "device": torch.device("cpu"), "dtype": torch.float32}
+    return generation.load_generator(ckpt, **{**settings, **options})
