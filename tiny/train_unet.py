@@ -206,6 +206,7 @@ def main() -> None:
                 log.write(json.dumps({"step": step + 1, **numbers, "seconds": time.time() - began}) + "\n")
             save_state(state, step + 1, model, average, optimizer)
             export(average, args.out)
+        if (step + 1) % 1000 == 0 or step + 1 == args.steps:
             draw_sheet(average, vae, args.out / "samples.png")
 
 
