@@ -136,3 +136,14 @@ def save_component(folder: Path, model: nn.Module, config: dict[str, Any]) -> No
     tensors = {k: v.to(torch.float16).contiguous().cpu() for k, v in model.state_dict().items()}
     save_file(tensors, folder / "diffusion_pytorch_model.fp16.safetensors", {"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def note(folder: Path, part: str, step: int, numbers: dict[str, float]) -> None:
+    """Add a row to <part>.jsonl, and make it the part's entry in numbers.json, which goes with the weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    row = {"step": step, **{name: round(value, 5) for name, value in numbers.items()}}
+    with open(folder / f"{part}.jsonl", "a") as log:
+        log.write(json.dumps(row) + "\n")
+    path = folder / "numbers.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(known | {part: row}, indent=2) + "\n")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import time
 from pathlib import Path
 
@@ -32,6 +31,7 @@ from tiny.common import (
     draw_images,
     learning_rate,
     load_state,
+    note,
     prepare,
     save_component,
     save_state,
@@ -202,8 +202,7 @@ def main() -> None:
         update_average(average, model, step, 0.9995)
         if (step + 1) % 500 == 0 or step + 1 == args.steps:
             numbers = {"held_out_loss": held_out_loss(average, test), "loss": loss.item()}
-            with open(args.out / "unet.jsonl", "a") as log:
-                log.write(json.dumps({"step": step + 1, **numbers, "seconds": time.time() - began}) + "\n")
+            note(args.out, "unet", step + 1, numbers | {"seconds": time.time() - began})
             save_state(state, step + 1, model, average, optimizer)
             export(average, args.out)
         if (step + 1) % 1000 == 0 or step + 1 == args.steps:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import time
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from tiny.common import (
     draw_images,
     learning_rate,
     load_state,
+    note,
     prepare,
     save_component,
     save_state,
@@ -187,9 +187,8 @@ def main() -> None:
         optimizer.step()
         update_average(average, vae, step)
         if (step + 1) % 250 == 0 or step + 1 == args.steps:
-            numbers = held_out(average) | {"loss": loss.item(), "seconds": time.time() - began}
-            with open(args.out / "vae.jsonl", "a") as log:
-                log.write(json.dumps({"step": step + 1, **numbers}) + "\n")
+            seconds = {"loss": loss.item(), "seconds": time.time() - began}
+            note(args.out, "vae", step + 1, held_out(average) | seconds)
             save_state(state, step + 1, vae, average, optimizer)
             export(average, args.out / "vae")
 
