@@ -139,7 +139,7 @@ def save_component(folder: Path, model: nn.Module, config: dict[str, Any]) -> No
 
 
 def note(folder: Path, part: str, step: int, numbers: dict[str, float]) -> None:
-    """Add a row to <part>.jsonl, and make it the part's entry in numbers.json, which goes with the weights."""
+    """Add a row to <part>.jsonl and make it the part's entry in numbers.json, which goes with the weights."""
     folder.mkdir(parents=True, exist_ok=True)
     row = {"step": step, **{name: round(value, 5) for name, value in numbers.items()}}
     with open(folder / f"{part}.jsonl", "a") as log:
