@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sd.layers import Context, repeated
 from sd.unet import UNet, UNetConfig, UNetEncoder
 
 
@@ -57,14 +58,16 @@ class ControlNet(UNetEncoder):
         dim = config.block_out_channels[-1]
         self.controlnet_mid_block = nn.Conv2d(dim, dim, 1)
 
-    def forward(self, z_t: Tensor, t: Tensor, context: Tensor,
+    def forward(self, z_t: Tensor, t: Tensor, context: Context,
                 condition: Tensor) -> tuple[list[Tensor], Tensor]:
         """Residuals for the UNet's skips, in their order, and for its middle block.
 
         z_t: (B, 4, H, W) latents, of a nine-channel UNet's input the noisy ones alone; t: (B,); context:
         (B, L, cross_attention_dim), the UNet's own; condition: (B, conditioning_channels, 8H, 8W) in [0,1].
+        With t (1,) there may be k times as many contexts, and as many conditions as contexts or as latents.
         """
-        h = self.conv_in(z_t) + self.controlnet_cond_embedding(condition)
+        seen = self.controlnet_cond_embedding(condition)
+        h = repeated(self.conv_in(z_t), len(seen)) + seen
         h, skips = self.encode(h, self.embed_time(t), context)
         residuals = [conv(skip) for conv, skip in zip(self.controlnet_down_blocks, skips, strict=True)]
         return residuals, self.controlnet_mid_block(h)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -55,8 +57,29 @@ class ResnetBlock(nn.Module):
         return self.conv_shortcut(x) + h
 
 
+class FixedContext:
+    """A context that stays the same, as in sampling: what each layer makes of it is made once, and kept."""
+
+    def __init__(self, tokens: Tensor) -> None:
+        self.tokens, self._made = tokens, {}
+
+    def made_by(self, layer: nn.Module, make: Callable[[Tensor], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """make(tokens), `layer`'s own."""
+        if layer not in self._made:
+            self._made[layer] = make(self.tokens)
+        return self._made[layer]
+
+
+Context = Tensor | FixedContext  # (B, L, context_dim)
+
+
+def repeated(x: Tensor, batch: int) -> Tensor:
+    """x (B, ...) over and over until there are `batch`: [a, b] -> [a, b, a, b]."""
+    return x if len(x) == batch else torch.cat([x] * (batch // len(x)))
+
+
 class Attention(nn.Module):
-    """softmax(Q K^T / sqrt(d)) V over `heads` heads; keys and values from `context`, or from x itself."""
+    """softmax(Q K^T / sqrt(d)) V over `heads` heads; keys and values from a context, or from x itself."""
 
     def __init__(self, dim: int, heads: int, context_dim: int | None = None, *, bias: bool = False) -> None:
         super().__init__()
@@ -66,15 +89,22 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(context_dim or dim, dim, bias=bias)
         self.to_out = nn.ModuleList([nn.Linear(dim, dim)])  # a list, because the published key is to_out.0
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """x (B, N, dim), context (B, L, context_dim) -> (B, N, dim)."""
-        context = x if context is None else context
+    def _split(self, y: Tensor) -> Tensor:
+        """(B, N, dim) -> (B, heads, N, dim / heads)."""
+        return y.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
-        def split(y: Tensor) -> Tensor:  # (B, N, dim) -> (B, heads, N, dim / heads)
-            return y.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+    def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """context (B, L, context_dim) -> keys and values, each (B, heads, L, dim / heads)."""
+        return self._split(self.to_k(context)), self._split(self.to_v(context))
 
-        q, k, v = split(self.to_q(x)), split(self.to_k(context)), split(self.to_v(context))
+    def attend(self, x: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Queries from x (B, N, dim) -> (B, N, dim)."""
+        q = self._split(self.to_q(x))
         return self.to_out[0](F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, N, dim) attends to itself -> (B, N, dim)."""
+        return self.attend(x, *self.keys_values(x))
 
 
 class GEGLU(nn.Module):
@@ -110,10 +140,24 @@ class TransformerBlock(nn.Module):
         self.attn2 = Attention(dim, heads, context_dim)
         self.ff = FeedForward(dim)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """x (B, N, dim), context (kB, L, context_dim) -> (kB, N, dim): each x with k contexts, in k turns."""
         x = x + self.attn1(self.norm1(x))
-        x = x + self.attn2(self.norm2(x), context)
+        # In training each pixel goes through to_out by itself: its adapter drops out inputs pixel by pixel.
+        take = partial(self._take, pixels=x.shape[1] if self.training else 1)
+        given = context.made_by(self, take) if isinstance(context, FixedContext) else take(context)
+        x = repeated(x, len(given[0]))
+        x = x + (self.attn2.attend(self.norm2(x), *given) if len(given) > 1 else given[0])
         return x + self.ff(self.norm3(x))
+
+    def _take(self, context: Tensor, pixels: int) -> tuple[Tensor, ...]:
+        """What cross-attention needs of the context: keys and values or, of one token, what comes out.
+
+        A softmax over one token is 1, whatever queries and keys are: each pixel gets to_out(to_v(token)).
+        """
+        if context.shape[1] > 1:
+            return self.attn2.keys_values(context)
+        return (self.attn2.to_out[0](self.attn2.to_v(context).expand(-1, pixels, -1)),)
 
 
 class SpatialTransformer(nn.Module):
@@ -126,13 +170,13 @@ class SpatialTransformer(nn.Module):
         self.transformer_blocks = nn.ModuleList([TransformerBlock(dim, heads, context_dim)])
         self.proj_out = nn.Conv2d(dim, dim, 1)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """x (B, dim, H, W), context (B, L, context_dim) -> (B, dim, H, W)."""
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """x (B, dim, H, W), context (kB, L, context_dim) -> (kB, dim, H, W)."""
         height, width = x.shape[2:]
         h = self.proj_in(self.norm(x)).flatten(2).transpose(1, 2)
         for block in self.transformer_blocks:
             h = block(h, context)
-        return x + self.proj_out(h.transpose(1, 2).unflatten(2, (height, width)))
+        return repeated(x, len(h)) + self.proj_out(h.transpose(1, 2).unflatten(2, (height, width)))
 
 
 class Downsample(nn.Module):

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sd.layers import (
+    Context,
     Downsample,
     ResnetBlock,
     SpatialTransformer,
     TimestepEmbedding,
     Upsample,
+    repeated,
     timestep_embedding,
 )
 
@@ -106,8 +108,11 @@ class UNetEncoder(nn.Module):
         sinusoids = timestep_embedding(t, self.config.block_out_channels[0])
         return self.time_embedding(sinusoids.to(self.time_embedding.linear_1.weight.dtype))
 
-    def encode(self, h: Tensor, time: Tensor, context: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """conv_in's output (B, C, H, W) -> the middle block's output and the skips, one a layer."""
+    def encode(self, h: Tensor, time: Tensor, context: Context) -> tuple[Tensor, list[Tensor]]:
+        """conv_in's output (B, C, H, W) -> the middle block's output and the skips, one a layer: (kB, ..).
+
+        All before the first attention to the context (kB, L, cross_attention_dim) is computed once for all k.
+        """
         skips = [h]
         for block in self.down_blocks:
             for resnet, transformer in block.layers():
@@ -120,7 +125,8 @@ class UNetEncoder(nn.Module):
                 skips.append(h)
         h = self.run(self.mid_block.resnets[0], h, time)
         h = self.run(self.mid_block.attentions[0], h, context)
-        return self.run(self.mid_block.resnets[1], h, time), skips
+        h = self.run(self.mid_block.resnets[1], h, time)
+        return h, [repeated(skip, len(h)) for skip in skips]
 
 
 class UNet(UNetEncoder):
@@ -144,13 +150,14 @@ class UNet(UNetEncoder):
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], eps=1e-5)
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
 
-    def forward(self, z_t: Tensor, t: Tensor, context: Tensor,
+    def forward(self, z_t: Tensor, t: Tensor, context: Context,
                 control: tuple[list[Tensor], Tensor] | None = None) -> Tensor:
         """Predict the noise in z_t.
 
-        z_t: (B, in_channels, H, W) latents, H and W multiples of 8; t: (B,) integer timesteps in 0..999;
-        context: (B, L, cross_attention_dim), any L >= 1; control: a ControlNet's residuals for the skips and
-        for the middle block (sd/controlnet.py). Returns eps_hat (B, out_channels, H, W).
+        z_t: (B, in_channels, H, W) latents, H and W multiples of 8; t: (B,) integer timesteps in 0..999, or
+        (1,), the same for all; context: (B, L, cross_attention_dim), any L >= 1, or with t (1,) k of these in
+        a row, as for guidance; control: a ControlNet's residuals for the skips and for the middle block
+        (sd/controlnet.py). Returns eps_hat (B, out_channels, H, W), or k of these in a row.
         """
         time = self.embed_time(t)
         h, skips = self.encode(self.conv_in(z_t), time, context)

@@ -13,6 +13,7 @@ from published import CONTROLNET_JSON, controlnet_shapes
 from torch import Tensor
 
 from sd.controlnet import ControlNet, ControlNetConfig, copy_encoder
+from sd.layers import FixedContext
 from sd.unet import UNet, UNetConfig
 
 SMALL = ControlNetConfig(block_out_channels=(16, 32, 64, 64), cross_attention_dim=24, attention_head_dim=4,
@@ -90,6 +91,23 @@ def test_unet_under_control_and_its_gradients_equal_diffusers(config: ControlNet
     weights = dict(theirs.named_parameters())
     for name, weight in ours.named_parameters():
         assert relative_error(weight.grad, weights[name].grad) <= 1e-4, name
+
+
+@CONFIGS
+@pytest.mark.parametrize("conditions", [3, 6])
+@torch.no_grad()
+def test_guided_halves_share_what_they_can(config: ControlNetConfig, conditions: int) -> None:
+    (ours, theirs), (unet, their_unet) = twins(config), unets(config)
+    z_t, _, context, condition = inputs_for(config)
+    t, contexts = torch.tensor([500]), FixedContext(torch.cat([context, -context]))
+    both = torch.cat([condition, 1 - condition]) if conditions == 6 else condition
+    eps_hat = unet(z_t, t, contexts, control=ours(z_t, t, contexts, both))
+    z = torch.cat([z_t] * 2)
+    residuals = theirs(z, t, contexts.tokens, both if conditions == 6 else torch.cat([both] * 2))
+    expected = their_unet(z, t, contexts.tokens,
+                          down_block_additional_residuals=residuals.down_block_res_samples,
+                          mid_block_additional_residual=residuals.mid_block_res_sample).sample
+    assert relative_error(eps_hat, expected) <= 1e-5
 
 
 # ---- fresh

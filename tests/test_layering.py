@@ -31,7 +31,7 @@ ALLOWED = {
     "latents": "data files machine recipe sd.vae training",
     "sd": "",
     "sd.layers": "", "sd.diffusion": "",
-    "sd.unet": "sd.layers", "sd.vae": "sd.layers", "sd.controlnet": "sd.unet",
+    "sd.unet": "sd.layers", "sd.vae": "sd.layers", "sd.controlnet": "sd.layers sd.unet",
     "sd.compvis": "", "sd.hub": "errors",
     "sd.parts": "errors sd sd.compvis sd.controlnet sd.unet sd.vae",
     "sd.weights": "errors sd.controlnet sd.hub sd.parts sd.unet sd.vae",

@@ -93,10 +93,10 @@ def test_the_checkpoint_says_what_it_is_and_holds_only_what_was_trained(place: P
 
 
 def test_with_one_token_queries_and_keys_of_cross_attention_are_never_trained(place: Place) -> None:
-    """Softmax over one token is 1: these get no gradient but the rounding of the fused attention kernel."""
+    """Softmax over one token is 1, whatever they are."""
     inert = ("attn2.to_q.lora_B.weight", "attn2.to_k.lora_B.weight")
     one = trained(place, "--max-steps", 2, "--dropout", 0)
-    assert all(tensor.abs().max() < 1e-6 for key, tensor in one.items() if key.endswith(inert))
+    assert all((tensor == 0).all() for key, tensor in one.items() if key.endswith(inert))
     assert all(tensor.abs().max() > 1e-5 for key, tensor in one.items()
                if key.endswith(("attn2.to_v.lora_B.weight", "attn2.to_out.0.lora_B.weight")))
     several = trained(place, "--max-steps", 2, "--dropout", 0, "--tokens-per-class", 2, "--restart")

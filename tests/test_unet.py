@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import re
+from collections import Counter
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from parity import no_module_changes_its_inputs, relative_error, settings_of, tw
 from published import UNET_JSON
 from torch import Tensor, nn
 
-from sd.layers import timestep_embedding
+from sd.layers import FixedContext, timestep_embedding
 from sd.unet import UNet, UNetConfig
 
 SMALL = UNetConfig(block_out_channels=(16, 32, 64, 64), cross_attention_dim=24, attention_head_dim=4,
@@ -120,6 +122,48 @@ def test_checkpointing_changes_no_gradient(config: UNetConfig) -> None:
         hook.remove()
     for name, gradient in actual.items():
         assert torch.equal(gradient, expected[name]), name
+
+
+# ---- what is left out because it is known already
+
+@CONFIGS
+@pytest.mark.parametrize("training", [False, True])
+def test_one_token_gets_diffusers_gradients(config: UNetConfig, training: bool) -> None:
+    """No query and no key is computed. With attention in full these get nothing but rounding."""
+    ours, theirs = twins(config)
+    inputs = inputs_for(config, 1)
+    expected = gradients(theirs, inputs)
+    actual = gradients(ours.train(training), inputs)
+    ours.eval()
+    for name, gradient in expected.items():
+        if re.search(r"attn2\.to_[qk]|transformer_blocks\.0\.norm2", name):
+            assert actual[name] is None and gradient.abs().max() < 1e-4 * expected["context"].abs().max()
+        else:
+            assert relative_error(actual[name], gradient) <= 1e-5, name
+
+
+@CONFIGS
+@pytest.mark.parametrize("length", [1, 4])
+@torch.no_grad()
+def test_sampling_computes_nothing_twice_and_the_same(config: UNetConfig, length: int) -> None:
+    """Guided halves: the same latents and timestep, several contexts in a row, which stay for all steps."""
+    ours, theirs = twins(config)
+    z_t, _, context = inputs_for(config, length)
+    contexts = torch.cat([context, 2 * context, -context])
+    calls = Counter()
+    hooks = [module.register_forward_pre_hook(
+        lambda module, inputs, name=name: calls.update({name: len(inputs[0])}))
+        for name, module in ours.named_modules() if name.endswith(("to_k", "conv_in", "conv_out"))]
+    fixed = FixedContext(contexts)
+    for t in (981, 1):
+        expected = theirs(torch.cat([z_t] * 3), t, contexts).sample
+        assert relative_error(ours(z_t, torch.tensor([t]), fixed), expected) <= 1e-5
+        assert relative_error(ours(z_t, torch.tensor([t]), contexts), expected) <= 1e-5
+    for hook in hooks:
+        hook.remove()
+    assert calls["conv_in"] == 4 * 3 and calls["conv_out"] == 4 * 9
+    keys = {name: count for name, count in calls.items() if "attn2.to_k" in name}
+    assert set(keys.values()) == ({3 * 9} if length > 1 else set())  # once fixed, and once in each step
 
 
 # ---- control, and what blocks leave alone
