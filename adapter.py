@@ -16,7 +16,7 @@ from errors import UserError
 from files import read_tensors, save_tensors
 from seeds import torch_rng
 
-KINDS = ("class",)
+KINDS = ("class", "control")
 NULL = -1  # the class id of "no class", which guidance starts from
 
 
@@ -44,10 +44,22 @@ class ClassContext(nn.Module):
 
 
 @dataclass(frozen=True)
+class ControlHeader:
+    """What a checkpoint with a ControlNet says of that. All of the class checkpoint is in the same file."""
+
+    class_ckpt: str  # SHA-256 of that checkpoint's file
+    init: str | None  # the published ControlNet that training began with; None: a copy of the UNet's encoder
+    fingerprint: str  # which weights the frozen encoder has; "" where it was trained too
+    rank: int  # of the low-rank updates; 0: all was trained
+    channels: int  # of the condition: 3, or one a class
+    mask_dropout: float  # 0: the empty mask says "no damage", so there is no guidance over masks
+
+
+@dataclass(frozen=True)
 class Header:
     """What a checkpoint says of itself, as JSON in its safetensors header."""
 
-    kind: str  # which strategy made it: "class"
+    kind: str  # which strategy made it: one of KINDS
     classes: list[str]  # class names by id
     base: str  # the base model as it was given to --base
     fingerprint: str  # which weights that was, however they were stored
@@ -58,6 +70,7 @@ class Header:
     alpha: float
     step: int
     config: dict[str, Any]  # the whole command line of the run
+    control: ControlHeader | None = None
 
 
 def trained_tensors(unet: nn.Module, context: ClassContext) -> dict[str, Tensor]:
@@ -95,7 +108,8 @@ def read_adapter(path: Path) -> tuple[dict[str, Tensor], Header]:
 def _header(path: Path, fields: dict[str, Any]) -> Header:
     if fields["kind"] not in KINDS:
         raise UserError(f"{path}: a checkpoint of kind {fields['kind']!r}; known here: {', '.join(KINDS)}")
-    header = Header(**fields)
+    control = fields.get("control")
+    header = Header(**fields | {"control": ControlHeader(**control) if control else None})
     for name in header.classes:  # they become folders
         if any(part in ("", ".", "..") for part in name.split("/")):
             raise ValueError(f"class {name!r}")
@@ -123,5 +137,9 @@ def copy_trained(path: Path, tensors: dict[str, Tensor], unet: nn.Module, contex
 
 
 def sha256(path: Path) -> str:
-    """The hash by which samples.jsonl names a checkpoint."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """The hash by which samples.jsonl and other checkpoints name a checkpoint."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()

@@ -50,7 +50,7 @@ def prepare(values: np.ndarray, box: tuple[int, int, int], resolution: int) -> n
         return cut.copy()
     if values.ndim == 3:
         return np.array(Image.fromarray(np.ascontiguousarray(cut)).reduce(factor))
-    return cut.reshape(side // factor, factor, side // factor, factor).max(axis=(1, 3))
+    return np.bitwise_or.reduce(cut.reshape(side // factor, factor, side // factor, factor), axis=(1, 3))
 
 
 def _matrix(turns: int, flip: int, angle: float, zoom: float, shift: np.ndarray) -> np.ndarray:
@@ -90,7 +90,7 @@ def warp(image: np.ndarray, mask: np.ndarray | None, matrix: np.ndarray,
     Both are read at the same points, k x k of them for each output pixel where the source is larger: image
     points are interpolated and averaged, mask points are nearest neighbours, one on the damage being enough.
     Beyond the border the picture is mirrored, so no black wedge appears.
-    Returns uint8: the image (R,R,3), and the mask (R,R) in {0,1} or None.
+    Returns the image (R,R,3) uint8, and the mask (R,R) or None. A mask may be of bits, one a class.
     """
     side, k = image.shape[0], max(1, math.ceil(image.shape[0] / resolution))
     size, linear, shift = resolution * k, matrix[:, :2], matrix[:, 2]
@@ -111,7 +111,7 @@ def warp(image: np.ndarray, mask: np.ndarray | None, matrix: np.ndarray,
     if mask is None:
         return warped, None
     points = np.asarray(look_up(mask, Image.Resampling.NEAREST))
-    return warped, points.reshape(resolution, k, resolution, k).max(axis=(1, 3))
+    return warped, np.bitwise_or.reduce(points.reshape(resolution, k, resolution, k), axis=(1, 3))
 
 
 def relight(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -20,6 +20,7 @@ from folders import GOOD, Photo, find_products, is_good, scan_products, select_p
 from seeds import numpy_rng
 
 CACHE_BYTES = 2 << 30
+MOST_CHANNELS = 31  # masks by class are the bits of an int32
 
 
 @dataclass
@@ -67,8 +68,10 @@ class DefectDataset(torch.utils.data.Dataset):
     along its longer side to hold the damage. Decoded pictures stay in memory up to 2 GB.
     """
 
-    def __init__(self, items: list[Item], classes: list[str], config: DataConfig, resolution: int) -> None:
+    def __init__(self, items: list[Item], classes: list[str], config: DataConfig, resolution: int,
+                 masks_by_class: bool = False) -> None:
         self.items, self.classes, self.config, self.resolution = items, classes, config, resolution
+        self.channels = len(classes) if masks_by_class else 1
         self._cache: dict[int, tuple[np.ndarray, np.ndarray | None]] = {}
         self._room = CACHE_BYTES
 
@@ -83,6 +86,7 @@ class DefectDataset(torch.utils.data.Dataset):
     def example(self, index: int, epoch: int) -> dict[str, Any]:
         """image (3,R,R) in [-1,1] (or [0,1]), class_id, and with load_masks mask (1,R,R) in {0,1}; float32.
 
+        With masks_by_class the mask is (classes,R,R): all damage in the photo, not this example's alone.
         Without augmentation it is the plain image, resized. Raises UserError where a file cannot be decoded
         or a damaged image's mask is empty.
         """
@@ -101,8 +105,9 @@ class DefectDataset(torch.utils.data.Dataset):
         image = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
         example = {"image": image, "class_id": self.items[index].class_id}
         if self.config.load_masks:
-            mask = np.zeros((self.resolution, self.resolution)) if mask is None else mask
-            example["mask"] = torch.from_numpy(mask.astype(np.float32)[None])
+            mask = np.zeros((self.resolution, self.resolution), np.uint8) if mask is None else mask
+            bits = np.arange(self.channels, dtype=mask.dtype)[:, None, None]
+            example["mask"] = torch.from_numpy((mask >> bits & 1).astype(np.float32))
         return example
 
     def prepare(self, epochs: range, workers: int) -> None:
@@ -118,16 +123,14 @@ class DefectDataset(torch.utils.data.Dataset):
                 return
 
     def _decoded(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """The square image (S,S,3) and, with load_masks, its region (S,S) in {0,1}, both uint8."""
+        """The square image (S,S,3) uint8 and, with load_masks, where damage is (S,S), see _region."""
         if index in self._cache:
             return self._cache[index]
         item = self.items[index]
         image, region = read_image(item.image), None
         height, width = image.shape[:2]
         if item.mask is not None and (self.config.load_masks or height != width):
-            region = region_of(read_mask(item.mask), item.mask_value)
-            if not region.any() and not is_good(self.classes[item.class_id]):
-                raise UserError(f"{item.mask}: empty, but its image is not {GOOD}; draw it or move the image")
+            region = self._region(item)
         box = square_box(height, width, region)
         pixels = prepare(image, box, self.resolution)
         if region is not None:
@@ -137,6 +140,23 @@ class DefectDataset(torch.utils.data.Dataset):
             self._cache[index] = pixels, region
             self._room -= size
         return pixels, region
+
+    def _region(self, item: Item) -> np.ndarray:
+        """Where an item's mask shows its damage, (H,W) uint8; with masks_by_class its photo's, a bit a class.
+
+        Bits pass through augmentation as they are: resampling takes nearest points and joins them by "or".
+        """
+        values = read_mask(item.mask)
+        region = region_of(values, item.mask_value)
+        if not region.any() and not is_good(self.classes[item.class_id]):
+            raise UserError(f"{item.mask}: empty, but its image is not {GOOD}; draw it or move the image")
+        if self.channels == 1:
+            return region
+        bits = np.zeros(values.shape, np.int32)
+        for other in self.items:
+            if other.image == item.image:
+                bits |= region_of(values, other.mask_value).astype(np.int32) << other.class_id
+        return bits
 
 
 def _class_order(names: set[str], given: list[str]) -> list[str]:
@@ -168,7 +188,8 @@ def _thin(photos: list[Photo], name: str, config: DataConfig) -> list[Photo]:
     return [photos[i] for i in sorted(order[:config.max_samples_per_damage_type])]
 
 
-def load_dataset(config: DataConfig, resolution: int | None = None) -> DefectDataset:
+def load_dataset(config: DataConfig, resolution: int | None = None,
+                 masks_by_class: bool = False) -> DefectDataset:
     """Find, check and number everything in `config.data`; `resolution` replaces the config's.
 
     Classes are damage types, or product/damage where there are several products. Raises UserError, before
@@ -190,7 +211,9 @@ def load_dataset(config: DataConfig, resolution: int | None = None) -> DefectDat
     classes = _class_order(set(by_class), config.damage_type_to_class_id)
     items = [Item(photo.image, photo.mask, class_id, photo.mask_value)
              for class_id, name in enumerate(classes) for photo in _thin(by_class[name], name, config)]
-    return DefectDataset(items, classes, config, resolution)
+    if masks_by_class and len(classes) > MOST_CHANNELS:
+        raise UserError(f"{len(classes)} classes: masks by class are possible for {MOST_CHANNELS} at most")
+    return DefectDataset(items, classes, config, resolution, masks_by_class)
 
 
 class _Parser(argparse.ArgumentParser):

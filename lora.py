@@ -6,6 +6,7 @@ As a command it converts a checkpoint into the layouts that other programs read,
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 from collections.abc import Iterator, Sequence
@@ -124,6 +125,18 @@ def merge(model: nn.Module) -> None:
     """Replace every adapter, at its present strength, by a plain linear layer that computes the same."""
     for name, layer in list(adapters(model)):
         _replace(model, name, layer.merged())
+
+
+@contextlib.contextmanager
+def merged(model: nn.Module) -> Iterator[None]:
+    """Run a block with the adapters merged, at their present strength, and put them back."""
+    layers = dict(adapters(model))
+    merge(model)
+    try:
+        yield
+    finally:
+        for name, layer in layers.items():
+            _replace(model, name, layer)
 
 
 def lora_state(model: nn.Module) -> dict[str, Tensor]:

@@ -21,8 +21,8 @@ from files import append_row, read_rows, save_image, save_json, save_rows, save_
 from pictures import curves
 
 # Flags that may differ when a run goes on: where, how long, how it is shown, but not what it learns.
-MAY_CHANGE = {"data", "base", "out", "epochs", "max_steps", "preview_every", "save_every", "preview_steps",
-              "preview_guidance", "checkpointing", "device", "workers", "restart"}
+MAY_CHANGE = {"data", "base", "class_ckpt", "out", "epochs", "max_steps", "preview_every", "save_every",
+              "preview_steps", "preview_guidance", "checkpointing", "device", "workers", "restart"}
 
 
 class RunFolder:
@@ -42,7 +42,8 @@ class RunFolder:
         # What a run must share with the one it goes on from: its flags, and what these stood for.
         counts = Counter(item.class_id for item in dataset.items)
         self.settings = {**header.config, "images": {c: counts[i] for i, c in enumerate(header.classes)},
-                         "base_fingerprint": header.fingerprint}
+                         "base_fingerprint": header.fingerprint,
+                         **({"class_checkpoint": header.control.class_ckpt} if header.control else {})}
 
     def begin(self, restart: bool) -> int:
         """Prepare the folder; the step to go on after. Raises UserError where it holds something else."""

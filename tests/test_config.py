@@ -11,6 +11,7 @@ from bases import command
 
 import sample
 import train_class
+import train_controlnet
 from config import flag, parse
 from data import DataConfig
 from errors import UserError
@@ -71,7 +72,7 @@ def test_mistakes(name: str) -> None:
     assert command(lambda: example(*argv)).failed_with(expected, "--help")
 
 
-@pytest.mark.parametrize("script", [train_class, sample])
+@pytest.mark.parametrize("script", [train_class, train_controlnet, sample])
 def test_help_names_every_flag_and_default(script: ModuleType) -> None:
     outcome = command(script.main, "--help")
     assert outcome.status == 0 and outcome.err == ""

@@ -35,9 +35,13 @@ ALLOWED = {
     "sd.compvis": "", "sd.hub": "errors",
     "sd.parts": "errors sd sd.compvis sd.controlnet sd.unet sd.vae",
     "sd.weights": "errors sd.controlnet sd.hub sd.parts sd.unet sd.vae",
-    "generation": "adapter errors foreign lora sd.diffusion sd.unet sd.vae sd.weights seeds",
+    "control": "adapter errors lora sd.controlnet sd.unet sd.weights seeds",
+    "generation": "adapter control errors foreign lora sd.controlnet sd.diffusion sd.unet sd.vae sd.weights "
+                  "seeds",
     "train_class": "adapter config data errors foreign generation latents lora machine pictures recipe "
                    "sd.diffusion sd.unet sd.vae sd.weights seeds training",
+    "train_controlnet": "adapter config control data errors generation latents machine pictures recipe "
+                        "sd.controlnet sd.diffusion sd.unet sd.vae sd.weights seeds training",
     "sample": "adapter config errors files formats generation machine pictures",
 }
 
