@@ -60,6 +60,8 @@ class RunConfig(DataConfig):
 class TrainConfig(RunConfig):
     """The flags of a run that trains LoRA and class embedding, with the seed's own values."""
 
+    lr: float = flag(1e-4, "learning rate of AdamW; 0 leaves the LoRA without effect, for --embedding-lr "
+                           "alone", group="training", minimum=0)
     rank: int = flag(16, "LoRA rank", group="adapter", minimum=1)
     alpha: float = flag(32.0, "LoRA alpha; the update is scaled by alpha / rank", group="adapter", above=0)
     dropout: float = flag(0.1, "dropout on the LoRA's input", group="adapter", minimum=0, maximum=0.99)
@@ -69,8 +71,18 @@ class TrainConfig(RunConfig):
                                  "idle (README)", group="adapter", minimum=1, maximum=77)
     init_std: float = flag(0.02, "standard deviation of the class embedding's start", group="adapter",
                            above=0)
-    embedding_lr: float | None = flag(None, "learning rate of the class embedding (default: --lr)",
-                                      group="adapter", above=0)
+    embedding_lr: float | None = flag(None, "learning rate of the class embedding (default: --lr); 0 leaves "
+                                            "it as it starts", group="adapter", minimum=0)
+
+    @property
+    def embedding_rate(self) -> float:
+        """The class embedding's learning rate before any decay."""
+        return self.lr if self.embedding_lr is None else self.embedding_lr
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lr == self.embedding_rate == 0:
+            raise UserError("--lr 0: nothing would be trained; give --embedding-lr as well")
 
 
 def out_folder(config: RunConfig, strategy: str) -> Path:

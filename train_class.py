@@ -118,7 +118,7 @@ def main() -> None:
     unet.train()
 
     optimizer = make_optimizer(config, (adapters, config.lr),
-                               (list(context.parameters()), config.embedding_lr or config.lr))
+                               (list(context.parameters()), config.embedding_rate))
     dataset, loss_fn = with_latents(config, "class", dataset, vae, partial(encode, config, vae),
                                     partial(diffusion_loss, config, unet, context))
     train(config, folder, dataset, loss_fn, optimizer, trained_tensors(unet, context), header,

@@ -31,6 +31,10 @@ SAMPLE = "--guidance 2 --steps 25 --per-class 50 --batch-size 40"
 # name -> arms: what each adds to TRAIN, and to SAMPLE (a later flag wins over an earlier one)
 ABLATIONS: dict[str, dict[str, tuple[str, str]]] = {
     "tokens": {f"{k} token{'s' * (k > 1)} a class": (f"--tokens-per-class {k}", "") for k in (1, 4, 8)},
+    "parts": {"both": ("", ""), "adapters only": ("--embedding-lr 0", ""), "embedding only": ("--lr 0", "")},
+    "rank": {f"rank {r}": (f"--rank {r} --alpha {2 * r}", "") for r in (4, 16, 64)},
+    "images": {f"{n} images a class": (f"--max-samples-per-damage-type {n} --epochs {1600 // n} --lr-decay "
+                                       f"{1000 // n}=0.5 {1400 // n}=0.1", "") for n in (5, 10, 20)},
     "guidance": {f"guidance {g}": ("", f"--guidance {g}") for g in (1, 2, 4)},
 }
 

@@ -268,6 +268,17 @@ def test_the_embedding_may_have_a_rate_of_its_own(place: Place) -> None:
     assert metrics()[0]["lr"] == 1e-3
 
 
+def test_either_part_may_stay_as_it_starts(place: Place) -> None:
+    start = trained(place, "--max-steps", 1, "--lr", 1e-9)
+    lora_alone = trained(place, "--max-steps", 2, "--embedding-lr", 0, "--lr", 1e-2, "--restart")
+    embedding_alone = trained(place, "--max-steps", 2, "--embedding-lr", 1e-2, "--lr", 0, "--restart")
+    assert torch.allclose(lora_alone["class_embedding.weight"], start["class_embedding.weight"], atol=1e-7)
+    assert (embedding_alone["class_embedding.weight"] - start["class_embedding.weight"]).abs().max() > 1e-3
+    up = [key for key in start if "lora_B" in key]
+    assert any(lora_alone[key].any() for key in up) and not any(embedding_alone[key].any() for key in up)
+    assert train(place, "--out", "run", "--lr", 0).failed_with("--lr 0")
+
+
 def test_bf16_learns_the_same_but_for_its_rounding(place: Place) -> None:
     trained(place, "--max-steps", 3)
     losses = [row["loss"] for row in metrics()]
