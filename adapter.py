@@ -16,7 +16,8 @@ from errors import UserError
 from files import read_tensors, save_tensors
 from seeds import torch_rng
 
-KINDS = ("class", "control")
+KINDS = ("class", "inpaint", "control")
+WIDE = "unet.conv_in.weight"  # trained where a base was widened to take masks (sd/inpainting.py)
 NULL = -1  # the class id of "no class", which guidance starts from
 
 
@@ -76,6 +77,8 @@ class Header:
 def trained_tensors(unet: nn.Module, context: ClassContext) -> dict[str, Tensor]:
     """Everything that training changes, by its name in the checkpoint. The tensors are live, not copies."""
     tensors = {f"unet.{name}": tensor for name, tensor in lora.lora_state(unet).items()}
+    if unet.conv_in.weight.requires_grad:
+        tensors[WIDE] = unet.conv_in.weight.detach()
     return tensors | {f"class_{name}": tensor.detach() for name, tensor in context.state_dict().items()}
 
 
@@ -130,6 +133,8 @@ def copy_trained(path: Path, tensors: dict[str, Tensor], unet: nn.Module, contex
     try:
         parts = {prefix: {k[len(prefix):]: v for k, v in tensors.items() if k.startswith(prefix)}
                  for prefix in ("unet.", "class_")}
+        if wide := {key for key in parts["unet."] if f"unet.{key}" == WIDE}:
+            unet.conv_in.weight.data.copy_(parts["unet."].pop(*wide))
         lora.load_lora_state(unet, parts["unet."])
         context.load_state_dict(parts["class_"])
     except (UserError, RuntimeError) as error:

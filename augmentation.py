@@ -36,6 +36,11 @@ def square_box(height: int, width: int, mask: np.ndarray | None = None) -> tuple
     return top, left, side
 
 
+def shrink_factor(side: int, resolution: int) -> int:
+    """The whole factor by which `prepare` shrinks a square of `side` pixels."""
+    return max(1, int(side / (1.5 * resolution)))
+
+
 def prepare(values: np.ndarray, box: tuple[int, int, int], resolution: int) -> np.ndarray:
     """Cut `box` out of an image (H,W,3) or a mask (H,W); shrink it by a whole factor if it is far too big.
 
@@ -43,7 +48,7 @@ def prepare(values: np.ndarray, box: tuple[int, int, int], resolution: int) -> n
     averaged; a mask keeps every pixel that touches the damage, or thin scratches would vanish.
     """
     top, left, side = box
-    factor = max(1, int(side / (1.5 * resolution)))
+    factor = shrink_factor(side, resolution)
     side -= side % factor
     cut = values[top:top + side, left:left + side]
     if factor == 1:

@@ -78,6 +78,16 @@ class DefectDataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.items)
 
+    @property
+    def varies(self) -> bool:
+        """Whether an image's examples differ from epoch to epoch."""
+        return self.config.augment
+
+    def summary(self) -> str:
+        """How many images there are of each class."""
+        counts = [sum(item.class_id == i for item in self.items) for i in range(len(self.classes))]
+        return f"{len(self)} images: " + ", ".join(map("{} {}".format, self.classes, counts))
+
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         """The example for (epoch, index), which is what the sampler of a DataLoader yields."""
         epoch, index = key

@@ -16,12 +16,12 @@ from augmentation import square_box
 from decode import read_image, read_mask, region_of, values_in
 from errors import UserError
 from folders import GOOD, Photo, find_products, scan_products
+from masks import FEW_CELLS
 
 THUMBNAIL = 192
 COLUMNS = 8
 # Grey 32x32 thumbnails (0..255) of two real bottles differ by 5 or more (RMS), of a resaved one by under 1.
 NEAR = 2.0
-SMALL_CELLS = 4
 
 
 @dataclass
@@ -160,7 +160,7 @@ def report(names: list[str], resolution: int, out: Path) -> int:
     lines = [line for name, group in classes.items() for line in _class_lines(name, group, resolution)]
     smallest = sorted((look for look in looks if look.pixels), key=lambda look: look.cells)[:5]
     if smallest:
-        lines += [f"smallest damage (under {SMALL_CELLS} latent cells it may be lost at {resolution} px):"]
+        lines += [f"smallest damage (under {FEW_CELLS} latent cells it may be lost at {resolution} px):"]
         lines += [f"    {look.photo.image}: {look.pixels} px, {look.share:.2%}, {look.cells} latent cells"
                   for look in smallest]
     lines += [f"note: {note}" for note in scan.notes]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,16 +12,19 @@ from torch import Tensor
 
 import foreign
 import lora
-from adapter import NULL, ClassContext, Header, find_adapter, load_adapter, read_adapter
+from adapter import NULL, WIDE, ClassContext, Header, find_adapter, load_adapter, read_adapter
 from control import load_control
 from errors import UserError
+from masks import latent_mask
 from sd.controlnet import ControlNet
-from sd.diffusion import Eps, Noise, ddim, ddpm, dpm_solver
+from sd.diffusion import Eps, Noise, ddim, ddpm, dpm_solver, first_abar, solver_timesteps
+from sd.inpainting import UNetInPicture, load_inpainting_unet
 from sd.unet import UNet
 from sd.vae import VAE
 from sd.weights import fingerprint, load_unet, load_vae
 from seeds import torch_rng
 
+Wanted = tuple[str, int, int]  # an image to draw: class name, class id, number
 SAMPLERS = ("ddim", "ddpm", "dpm++", "dpm++linspace")
 
 
@@ -33,6 +37,12 @@ class Drawing:
     sampler: str = "ddim"
     eta: float = 0.0
     guidance: float = 1.0
+    strength: float = 1.0  # below 1 the start is a noised picture, and the first steps are left out
+
+    @property
+    def start(self) -> int:
+        """The number of steps left out."""
+        return self.steps - int(self.steps * self.strength)
 
 
 @dataclass(frozen=True)
@@ -51,7 +61,7 @@ class Control:
         return [self.scale * skip for skip in skips], self.scale * mid
 
 
-def guided(unet: UNet, context: ClassContext, class_id: Tensor, guidance: float,
+def guided(unet: UNet | UNetInPicture, context: ClassContext, class_id: Tensor, guidance: float,
            control: Control | None = None) -> Eps:
     """eps(z_t, t) for the classes (B,) given, with classifier-free guidance (Ho & Salimans 2022, 2207.12598).
 
@@ -84,35 +94,73 @@ def guided(unet: UNet, context: ClassContext, class_id: Tensor, guidance: float,
 
 
 def run_sampler(drawing: Drawing, eps: Eps, z: Tensor, noise: Noise) -> Iterator[Tensor]:
-    """The chosen sampler, started from z = z_T."""
+    """The chosen sampler, started from z: z_T, or what `noised` gives."""
+    steps, start = drawing.steps, drawing.start
     if drawing.sampler == "ddim":
-        return ddim(eps, z, steps=drawing.steps, eta=drawing.eta, noise=noise)
+        return ddim(eps, z, steps=steps, eta=drawing.eta, noise=noise, start=start)
     if drawing.sampler == "ddpm":
-        return ddpm(eps, z, steps=drawing.steps, noise=noise)
-    return dpm_solver(eps, z, steps=drawing.steps, karras=drawing.sampler == "dpm++")
+        return ddpm(eps, z, steps=steps, noise=noise, start=start)
+    return dpm_solver(eps, z, steps=steps, karras=drawing.sampler == "dpm++", start=start)
+
+
+def noised(drawing: Drawing, z_0: Tensor, noise: Tensor) -> Tensor:
+    """z_0 with as much noise as the first step of `drawing` takes it to have."""
+    if drawing.sampler in ("ddim", "ddpm"):
+        abar = first_abar(drawing.steps, drawing.start)
+    else:
+        _, levels = solver_timesteps(drawing.steps, karras=drawing.sampler == "dpm++")
+        abar = 1 / (1 + levels[drawing.start] ** 2)
+    return math.sqrt(abar) * z_0 + math.sqrt(1 - abar) * noise
+
+
+def noise_for(wanted: list[Wanted], seed: int, *step: int | str, size: int) -> Tensor:
+    """(B, 4, size, size) on the CPU: standard normal, a function of seed, step, class name and number."""
+    return torch.stack([torch.randn(4, size, size, generator=torch_rng(seed, *step, name, number))
+                        for name, _, number in wanted])
 
 
 @torch.no_grad()
-def draw(unet: UNet, vae: VAE, context: ClassContext, wanted: list[tuple[str, int, int]], drawing: Drawing,
-         resolution: int, control: Control | None = None) -> Tensor:
+def draw(unet: UNet | UNetInPicture, vae: VAE, context: ClassContext, wanted: list[Wanted], drawing: Drawing,
+         resolution: int, control: Control | None = None, z_0: Tensor | None = None) -> Tensor:
     """Draw images (B, 3, R, R) in [-1, 1], R = resolution: one for each (class name, class id, number).
+
+    z_0: latents (B, 4, R/8, R/8) of the pictures that drawing begins with where its strength is below 1.
 
     The noise of an image depends on (seed, class name, number) alone, so batches can be cut anywhere. Its
     pixels are then the same but for rounding: with another batch size the system's matrix products and
     convolutions add up in another order.
     """
-    device, size = next(unet.parameters()).device, resolution // 8
+    device = context.null.device
 
     def noise(*step: int | str) -> Tensor:
-        draws = [torch.randn(4, size, size, generator=torch_rng(drawing.seed, *step, name, number))
-                 for name, _, number in wanted]
-        return torch.stack(draws).to(device)
+        return noise_for(wanted, drawing.seed, *step, size=resolution // 8).to(device)
 
     class_id = torch.tensor([i for _, i, _ in wanted], device=device)
     eps = guided(unet, context, class_id, drawing.guidance, control)
-    *_, z = run_sampler(drawing, eps, noise("z_T"), lambda i: noise("step", i))
+    z = noised(drawing, z_0, noise("z_T")) if drawing.start else noise("z_T")
+    *_, z = run_sampler(drawing, eps, z, lambda i: noise("step", i))
     with torch.autocast(device.type, enabled=False):  # in fp32 and one by one: precise, and little memory
         return torch.cat([vae.decode(z_0.float()) for z_0 in z.split(1)]).clamp(-1, 1)
+
+
+@torch.no_grad()
+def paint(unet: UNet, vae: VAE, context: ClassContext, wanted: list[Wanted], image: Tensor, hole: Tensor,
+          drawing: Drawing) -> Tensor:
+    """Draw into pictures: image (B, 3, R, R) in [-1, 1] and hole (B, 1, R, R) in {0, 1} -> as `draw`.
+
+    unet: one of nine channels. What it returns beside the hole is the VAE's picture of the picture.
+    """
+    device, resolution = context.null.device, image.shape[-1]
+    image, hole = image.to(device), hole.to(device)
+
+    def encode(picture: Tensor, key: str) -> Tensor:
+        noise = noise_for(wanted, drawing.seed, key, size=resolution // 8).to(device)
+        with torch.autocast(device.type, enabled=False):
+            return torch.cat([vae.encode(*one) for one in zip(picture.split(1), noise.split(1), strict=True)])
+
+    in_picture = UNetInPicture(unet, latent_mask(hole), encode(image * (1 - hole), "masked"))
+    z_0 = encode(image, "photo") if drawing.start else None
+    return draw(in_picture, vae, context, wanted, drawing, resolution, z_0=z_0)
 
 
 @dataclass(frozen=True)
@@ -126,10 +174,23 @@ class Generator:
     path: Path
     control: ControlNet | None  # in checkpoints of kind "control"
 
+    def _ids(self, wanted: list[tuple[str, int]]) -> list[Wanted]:
+        return [(name, self.header.classes.index(name), number) for name, number in wanted]
+
     def draw(self, wanted: list[tuple[str, int]], drawing: Drawing) -> Tensor:
         """Images (B, 3, R, R) in [-1, 1] for (class name, number) pairs; R is the training resolution."""
-        ids = [(name, self.header.classes.index(name), number) for name, number in wanted]
-        return draw(self.unet, self.vae, self.context, ids, drawing, self.header.resolution)
+        return draw(self.unet, self.vae, self.context, self._ids(wanted), drawing, self.header.resolution)
+
+    def paint(self, wanted: list[tuple[str, int]], image: Tensor, hole: Tensor, drawing: Drawing) -> Tensor:
+        """The same, drawn into the holes (B, 1, R, R) of pictures (B, 3, R, R)."""
+        return paint(self.unet, self.vae, self.context, self._ids(wanted), image, hole, drawing)
+
+
+def _load_base(base: str, kind: str, *, widened: bool) -> UNet:
+    """The UNet that a checkpoint of `kind` was trained on, on the CPU and in fp32."""
+    if kind == "inpaint":
+        return load_inpainting_unet(base, device="cpu", dtype=torch.float32, widened=widened)[0]
+    return load_unet(base, device="cpu", dtype=torch.float32)
 
 
 def load_generator(ckpt: Path, *, base: str | None, strength: float, device: torch.device,
@@ -142,7 +203,7 @@ def load_generator(ckpt: Path, *, base: str | None, strength: float, device: tor
     path = find_adapter(ckpt)
     tensors, header = read_adapter(path)
     try:
-        unet = load_unet(base or header.base, device="cpu", dtype=torch.float32)
+        unet = _load_base(base or header.base, header.kind, widened=WIDE in tensors)
     except UserError as error:
         if base is not None:
             raise

@@ -112,7 +112,7 @@ def with_latents(config: RunConfig, kind: str, dataset: DefectDataset, vae: VAE,
     if not config.latent_variants:
         return dataset, lambda batch: loss_fn({**batch, **encode(batch)})
     folder = Path(config.out).parent / "latents" / cache_key(config, kind, dataset, vae)
-    variants = config.latent_variants if config.augment else 1  # else all epochs are alike
+    variants = config.latent_variants if dataset.varies else 1
     files = [folder / f"{variant:04d}.safetensors" for variant in range(variants)]
     return LatentDataset(dataset, vae, encode, files), loss_fn
 
@@ -127,8 +127,9 @@ def cache_key(config: RunConfig, kind: str, dataset: DefectDataset, vae: VAE) ->
         for file in (item.image, item.mask):
             digest.update(hashlib.blake2b(file.read_bytes() if file else b"").digest())
         digest.update(str(item.mask_value).encode())
-    # How augmentation is done counts as well: by what it makes of one picture.
-    digest.update(dataset.example(0, epoch=0)["image"].numpy())
+    # How augmentation is done counts as well: by what it makes of one picture, and of its mask.
+    for tensor in filter(torch.is_tensor, dataset.example(0, epoch=0).values()):
+        digest.update(tensor.numpy())
     for module in (vae.encoder, vae.quant_conv):
         for weight in module.state_dict().values():
             digest.update(weight.cpu().contiguous().numpy())

@@ -55,6 +55,10 @@ class MaskBank:
         self.items, self.seed, self.orientation = items, seed, orientation
         self._objects: dict[Path, Object] = {}
 
+    def all_files(self) -> list[Path]:
+        """Every mask file that may be taken."""
+        return sorted({item.mask for items in self.items.values() for item in items})
+
     def photo_for(self, damage: str, number: int, photos: list[Path]) -> Path:
         """The photo that mask `number` of a class goes on: each one is used before any comes again."""
         return photos[deal(len(photos), self.seed, "photo", damage, number=number)]
@@ -149,6 +153,10 @@ class MaskFiles:
         file = self._file(damage, number)
         return Placed(_region(file, None), {"mask": str(file), "transform": None})
 
+    def all_files(self) -> list[Path]:
+        """Every mask file that may be taken."""
+        return sorted({file for files in self.files.values() for file in files})
+
     def _file(self, damage: str, number: int) -> Path:
         return self.files[damage][number % len(self.files[damage])]
 
@@ -160,9 +168,10 @@ def open_masks(masks: str | None, header: Header, classes: list[str], seed: int)
     """
     if masks and Path(masks).is_dir() and not _is_dataset(Path(masks)):
         files = {name: _mask_files(Path(masks), name.split("/")[-1]) for name in classes}
-        for file in {file for several in files.values() for file in several}:
+        given = MaskFiles(files, seed)
+        for file in given.all_files():
             _region(file, None)
-        return MaskFiles(files, seed)
+        return given
     names = [field.name for field in dataclasses.fields(DataConfig)]
     settings = {name: header.config[name] for name in names if name in header.config}
     if masks:

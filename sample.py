@@ -1,4 +1,4 @@
-"""Draw labelled images from a checkpoint, in the dataset's own layout: image/<damage>/NNN.png."""
+"""Draw labelled images from any checkpoint, in the dataset's own layout: image/<damage>/NNN.png, mask/.."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
@@ -14,16 +15,22 @@ import errors
 from adapter import Header, find_adapter, read_adapter, sha256
 from config import flag, parse
 from errors import UserError
-from files import append_row, read_rows, save_image
+from files import save_image
 from formats import find_lora
-from generation import SAMPLERS, Drawing, load_generator
+from generation import SAMPLERS, Drawing, Generator, load_generator
 from machine import DTYPES, PRECISIONS, choose_device, choose_precision
-from pictures import grid, tensor_to_image
+from painting import Painting, Seams, open_painting
+from pictures import grid, outline, tensor_to_image
+from sample_folder import LAYOUTS, Sample, SampleFolder
 
-SHOWN = 8  # images a class in grid.png
+SHOWN, SHOWN_SIDE = 8, 512  # images a class in grid.png, and their side at most
+# Which flags only some kinds of checkpoint have.
+FLAGS = {"class": (), "control": (),
+         "inpaint": ("images", "masks", "strength", "crop", "paste", "match_colour")}
 
 EXAMPLE = """example:
   python sample.py --ckpt runs/bottle-class --out generated/bottle --classes broken_small --per-class 100
+  python sample.py --ckpt runs/bottle-inpaint --images DS-MVTec/bottle/image/good --per-class 100
 The same command goes on where it was interrupted; a larger --per-class or other --classes add to what is
 there. Image i of a class depends on the seed, the class and i alone. Drawn in batches of another size its
 pixels may be rounded otherwise: in fp32 by one level of 255 at most.
@@ -51,57 +58,25 @@ class Config:
     lora_scale: float = flag(1.0, "strength of the LoRA: 0 is the base alone", group="how", minimum=0)
     lora: list[str] = flag([], "LoRA files of others to add, each as FILE or FILE=STRENGTH; layouts of "
                            "diffusers, peft and kohya", group="how")
+    images: str | None = flag(None, "folder of undamaged photos to paint damage into (checkpoints of "
+                              "train_inpaint.py)", group="where")
+    masks: str | None = flag(None, "a dataset, whose masks are re-placed on the object (default: the one "
+                             "trained on), or a folder of mask files, used as they are", group="where")
+    crop: bool = flag(False, "paint a close view of the damage: for masks that are small", group="where")
+    paste: bool = flag(True, "leave all pixels outside the mask and its seam as they are in the photo",
+                       group="where")
+    match_colour: bool = flag(False, "shift what is painted to the photo's colours around the mask",
+                              group="where")
+    strength: float = flag(1.0, "below 1 the photo's own texture shimmers through: the first steps are left "
+                           "out", group="where", above=0, maximum=1)
+    layout: str = flag("ds", "ds: image/<damage>/NNN.png and mask/<damage>/NNN_mask.png of class indices; "
+                       "mvtec: test/ and ground_truth/ of 255", group="what", choices=tuple(LAYOUTS))
     base: str | None = flag(None, "where the base lies now (default: what the checkpoint was trained on)",
                             group="how")
     batch_size: int = flag(4, "images drawn at once", group="machine", minimum=1)
     precision: str = flag("auto", "auto: bf16 on GPUs that have it, fp16 on older ones, fp32 on a CPU",
                           group="machine", choices=PRECISIONS)
     device: str = flag("auto", "auto, cpu, cuda, cuda:1, ..", group="machine")
-
-
-class SampleFolder:
-    """Where the images go, and samples.jsonl, one row an image.
-
-    The row is written first, then the image, whole or not at all. So an image with a row is done, a row
-    without an image is still to draw, and an image without a row was made by someone else.
-    """
-
-    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
-        self.folder, self.settings, self.journal = folder, settings, folder / "samples.jsonl"
-        rows = read_rows(self.journal)
-        for row in rows:
-            changed = [f"{key} was {row.get(key)}, is {value}" for key, value in settings.items()
-                       if row.get(key) != value]
-            if changed:
-                raise UserError(f"{self.journal}: these images were drawn with other settings "
-                                f"({'; '.join(changed)}); give those, or another --out")
-        self.noted = {row.get("file") for row in rows}
-
-    def file(self, damage: str, number: int) -> Path:
-        """The image's place in the dataset's layout; product/damage becomes <product>/image/<damage>."""
-        *product, damage = damage.split("/")
-        return self.folder.joinpath(*product, "image", damage, f"{number:03d}.png")
-
-    def missing(self, classes: list[str], per_class: int) -> list[tuple[str, int]]:
-        """The (class, number) pairs still to draw. Raises UserError where a foreign file is in the way."""
-        grid = [self.folder / "grid.png"] if not self.journal.exists() else []
-        pairs = [(damage, number) for damage in classes for number in range(per_class)]
-        for file in [*grid, *(self.file(*pair) for pair in pairs)]:
-            if file.exists() and self._name(file) not in self.noted:
-                raise UserError(f"{file}: exists and was not drawn by this command; give another --out")
-        return [pair for pair in pairs if not self.file(*pair).exists()]
-
-    def add(self, image: Image.Image, damage: str, number: int) -> None:
-        """Write one image's row, then the image."""
-        file = self.file(damage, number)
-        if self._name(file) not in self.noted:
-            append_row(self.journal, {"file": self._name(file), "class": damage, "number": number,
-                                      **self.settings})
-            self.noted.add(self._name(file))
-        save_image(file, image)
-
-    def _name(self, file: Path) -> str:
-        return file.relative_to(self.folder).as_posix()
 
 
 def check(config: Config, header: Header) -> None:
@@ -117,6 +92,51 @@ def check(config: Config, header: Header) -> None:
         raise UserError(f"--eta {config.eta:g}: only --sampler ddim has it")
     if config.steps == 1000 and config.sampler == "dpm++linspace":
         raise UserError("--steps 1000: dpm++linspace has at most 999; 20 are usually enough")
+    if int(config.steps * config.strength) < 1:
+        raise UserError(f"--strength {config.strength:g}: of --steps {config.steps} none would be left; give "
+                        "more of either")
+    own, default = FLAGS[header.kind], Config("")
+    for name in sorted({name for names in FLAGS.values() for name in names} - set(own)):
+        if getattr(config, name) != getattr(default, name):
+            raise UserError(f"--{name.replace('_', '-')}: a checkpoint of kind {header.kind!r} has no use "
+                            "for it; leave it out, or give one of another train script")
+
+
+class Pictures:
+    """What a checkpoint of train_class.py draws: whole pictures, without masks."""
+
+    settings: dict[str, Any] = {}
+
+    def check(self, wanted: list[tuple[str, int]]) -> None:
+        """Nothing can be wrong."""
+
+    def draw(self, generator: Generator, wanted: list[tuple[str, int]], drawing: Drawing) -> list[Sample]:
+        """Draw the images called for by (class name, number)."""
+        return [Sample(tensor_to_image(image)) for image in generator.draw(wanted, drawing)]
+
+
+def open_source(config: Config, header: Header, classes: list[str]) -> Pictures | Painting:
+    """What draws for this kind of checkpoint."""
+    if header.kind == "inpaint":
+        seams = Seams(config.crop, config.paste, config.match_colour)
+        return open_painting(config.images, config.masks, header, classes, seams, config.seed)
+    return Pictures()
+
+
+def contact_sheet(folder: SampleFolder, classes: list[str], shown: int) -> Image.Image:
+    """The first images of each class, and below them, where they have masks, the same with these outlined."""
+    rows, labels = [], []
+    for damage in classes:
+        images = [Image.open(folder.file(damage, number)) for number in range(shown)]
+        outlined = [outline(image, np.asarray(Image.open(folder.mask_file(damage, number))))
+                    for number, image in enumerate(images) if folder.mask_file(damage, number).exists()]
+        for row, label in ((images, damage), (outlined, "its masks")):
+            for image in row:
+                image.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
+            if row:
+                rows.append(row)
+                labels.append(label)
+    return grid(rows, labels)
 
 
 def stacked(texts: list[str]) -> list[tuple[Path, float]]:
@@ -140,12 +160,15 @@ def main() -> None:
     check(config, header)
     classes = list(dict.fromkeys(config.classes)) or header.classes
     loras = stacked(config.lora)
-    drawing = Drawing(config.seed, config.steps, config.sampler, config.eta, config.guidance)
-    folder = SampleFolder(Path(config.out), {
+    drawing = Drawing(config.seed, config.steps, config.sampler, config.eta, config.guidance, config.strength)
+    source = open_source(config, header, classes)
+    folder = SampleFolder(Path(config.out), header.classes, {
         **vars(drawing), "lora_scale": config.lora_scale, "precision": precision, "checkpoint": sha256(path),
         "base": header.base, "resolution": header.resolution,
-        "loras": [[sha256(find_lora(file)), strength] for file, strength in loras]})
+        "loras": [[sha256(find_lora(file)), strength] for file, strength in loras],
+        "layout": config.layout, **source.settings})
     wanted = folder.missing(classes, config.per_class)
+    source.check(wanted)
     there = config.per_class * len(classes) - len(wanted)
     print(f"{config.out}: {len(wanted)} images to draw, {there} there already", file=sys.stderr)
 
@@ -155,13 +178,11 @@ def main() -> None:
     with tqdm(total=len(wanted), unit="image", disable=None) as bar:
         for start in range(0, len(wanted), config.batch_size):
             batch = wanted[start:start + config.batch_size]
-            for image, (damage, number) in zip(generator.draw(batch, drawing), batch, strict=True):
-                folder.add(tensor_to_image(image), damage, number)
+            for sample, pair in zip(source.draw(generator, batch, drawing), batch, strict=True):
+                folder.add(sample, *pair)
             bar.update(len(batch))
 
-    shown = range(min(config.per_class, SHOWN))
-    rows = [[Image.open(folder.file(damage, number)) for number in shown] for damage in classes]
-    save_image(folder.folder / "grid.png", grid(rows, classes))
+    save_image(folder.folder / "grid.png", contact_sheet(folder, classes, min(config.per_class, SHOWN)))
     print(f"{config.out}: {config.per_class} images each of {', '.join(classes)}; see {config.out}/grid.png")
 
 

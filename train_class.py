@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 import errors
-import foreign
-import lora
-from adapter import NULL, ClassContext, Header, trained_tensors
+from adapter import ClassContext
 from config import parse
 from data import load_dataset
+from draws import Draws
 from generation import Drawing, draw
 from latents import posterior, with_latents
-from machine import DTYPES, autocast, choose_checkpointing, choose_device, choose_precision
+from learner import Learner, frozen_dtype, settle
+from machine import DTYPES, autocast
 from pictures import grid, tensor_to_image
-from recipe import TrainConfig, out_folder
+from recipe import TrainConfig
 from sd.diffusion import Diffusion
 from sd.unet import UNet
 from sd.vae import VAE
-from sd.weights import fingerprint, load_unet, load_vae
-from seeds import torch_rng
-from training import Batch, make_optimizer, train
+from sd.weights import load_unet, load_vae
+from training import Batch, train
 
 PREVIEWS = 4  # images a class
 DIFFUSION = Diffusion()
@@ -53,20 +50,11 @@ def encode(config: Config, vae: VAE, batch: Batch) -> dict[str, Tensor]:
 
 def diffusion_loss(config: Config, unet: UNet, context: ClassContext, batch: Batch) -> Tensor:
     """The diffusion step: ||eps - eps_hat(z_t, t, class)||^2, one mean an image (B,) (DDPM, equation 14)."""
-    device, dtype, size = context.null.device, DTYPES[config.precision], config.resolution // 8
-    # All that is random about an image is drawn for itself alone: it is the same in any batch.
-    rngs = [torch_rng(config.seed, "step", int(epoch), int(item))
-            for epoch, item in zip(batch["epoch"], batch["item"], strict=True)]
-
-    def noise() -> Tensor:
-        return torch.stack([torch.randn(4, size, size, generator=rng) for rng in rngs]).to(device)
-
-    z_0 = batch["mean"].to(device) + batch["std"].to(device) * noise()
-    eps = noise()
-    t = torch.stack([torch.randint(0, 1000, (), generator=rng) for rng in rngs]).to(device)
-    dropped = torch.stack([torch.rand((), generator=rng) < config.class_dropout for rng in rngs])
-    class_id = torch.where(dropped, NULL, batch["class_id"]).to(device)
-    with autocast(device, dtype):
+    device = context.null.device
+    draws = Draws(config, batch, device)
+    z_0 = draws.latents(batch["mean"], batch["std"])
+    eps, t, class_id = draws.noise(), draws.timesteps(), draws.class_ids()
+    with autocast(device, DTYPES[config.precision]):
         eps_hat = unet(DIFFUSION.add_noise(z_0, eps, t), t, context(class_id))
     return (eps_hat.float() - eps).square().mean(dim=(1, 2, 3))
 
@@ -90,39 +78,17 @@ def preview(config: Config, unet: UNet, vae: VAE, context: ClassContext, classes
 
 def main() -> None:
     config = parse(Config, __doc__, EXAMPLE)
-    device = choose_device(config.device)
-    config.precision = choose_precision(config.precision, device)  # the one used goes into every record
-    folder = out_folder(config, "class")
-    config.out = str(folder)
-
+    device, folder = settle(config, "class")
     dataset = load_dataset(config)
-    counts = [sum(item.class_id == i for item in dataset.items) for i in range(len(dataset.classes))]
-    print(f"{len(dataset)} images:", ", ".join(map("{} {}".format, dataset.classes, counts)))
+    print(dataset.summary())
 
-    # On a GPU the frozen base is kept in half precision; on a CPU autocast wants it in fp32.
-    unet_dtype = DTYPES[config.precision] if device.type == "cuda" else torch.float32
-    unet = load_unet(config.base, device=device, dtype=unet_dtype)
+    unet = load_unet(config.base, device=device, dtype=frozen_dtype(config, device))
     vae = load_vae(config.base, device=device, dtype=torch.float32)
-    header = Header(kind="class", classes=dataset.classes, base=config.base, fingerprint=fingerprint(unet),
-                    resolution=config.resolution, tokens_per_class=config.tokens_per_class,
-                    class_dropout=config.class_dropout, rank=config.rank, alpha=config.alpha, step=0,
-                    config=dataclasses.asdict(config))
-    adapters = lora.inject(unet, config.rank, config.alpha, config.dropout, seed=config.seed)
-    if config.init_lora:
-        foreign.start_from(unet, Path(config.init_lora))
-    context = ClassContext(len(dataset.classes), unet.config.cross_attention_dim, config.tokens_per_class,
-                           config.init_std, config.seed).to(device)
-    unet.checkpointing = choose_checkpointing(
-        config.checkpointing, device, config.precision, config.batch_size, config.resolution,
-        unet.config.block_out_channels[0])
-    unet.train()
-
-    optimizer = make_optimizer(config, (adapters, config.lr),
-                               (list(context.parameters()), config.embedding_rate))
-    dataset, loss_fn = with_latents(config, "class", dataset, vae, partial(encode, config, vae),
-                                    partial(diffusion_loss, config, unet, context))
-    train(config, folder, dataset, loss_fn, optimizer, trained_tensors(unet, context), header,
-          partial(preview, config, unet, vae, context, dataset.classes))
+    learner = Learner(config, "class", dataset.classes, unet)
+    examples, loss_fn = with_latents(config, "class", dataset, vae, partial(encode, config, vae),
+                                     partial(diffusion_loss, config, unet, learner.context))
+    train(config, folder, examples, loss_fn, learner.optimizer, learner.tensors, learner.header,
+          partial(preview, config, unet, vae, learner.context, dataset.classes))
     print(f"done: {folder}/adapter.safetensors; draw with: python sample.py --ckpt {folder} --out generated")
 
 

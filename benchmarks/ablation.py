@@ -1,6 +1,6 @@
 """Ablations on the embedded base, by an independent judge: `python benchmarks/ablation.py tokens`.
 
-Each arm is train_class.py and sample.py on the demo dataset with the demo's flags but for those it varies.
+Each arm is a train script and sample.py on the demo dataset with the demo's flags but for those it varies.
 Results go to benchmarks/<name>.json: the commands, the confusion matrix of each run, and the machine.
 """
 
@@ -36,7 +36,9 @@ ABLATIONS: dict[str, dict[str, tuple[str, str]]] = {
     "images": {f"{n} images a class": (f"--max-samples-per-damage-type {n} --epochs {1600 // n} --lr-decay "
                                        f"{1000 // n}=0.5 {1400 // n}=0.1", "") for n in (5, 10, 20)},
     "guidance": {f"guidance {g}": ("", f"--guidance {g}") for g in (1, 2, 4)},
+    "defect_weight": {f"weight {w}": (f"--defect-weight {w}", "") for w in (0, 0.25, 0.5, 0.75)},
 }
+INPAINT = ("defect_weight",)  # by train_inpaint.py, painted into undamaged photos that were not trained on
 
 
 def command(script: str, *arguments: str) -> float:
@@ -53,25 +55,32 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[42])
     parser.add_argument("--work", type=Path, default=Path("/tmp/ablation"))
     arguments = parser.parse_args()
-    data = arguments.work / "bottle"
-    if not data.exists():
-        command("data.py", "demo", str(data), "--per-class", "20", "--seed", "0")
+    data, photos = arguments.work / "bottle", arguments.work / "photos"
+    for folder, per_class, seed in ((data, 20, 0), (photos, 50, 1)):
+        if not folder.exists():
+            command("data.py", "demo", str(folder), "--per-class", str(per_class), "--seed", str(seed))
+    script, sample = "train_class.py", SAMPLE
+    if arguments.name in INPAINT:
+        script, sample = "train_inpaint.py", f"{SAMPLE} --images {photos}/image/good"
     judge = train(500)
     ceiling = confusion(judge, *demo_images(10_000, 100))
     describe("fresh drawn images", ceiling)
     rows = []
     for arm, (train_flags, sample_flags) in ABLATIONS[arguments.name].items():
         for seed in arguments.seeds:
-            run = arguments.work / f"{'_'.join(train_flags.split()) or 'demo'}-{seed}"
+            run = arguments.work / f"{script[:-3]}{'_'.join(['', *train_flags.split()])}-{seed}"
             out = arguments.work / f"{arguments.name}-{arm.replace(' ', '_')}-{seed}"
             train_command = f"--data {data} --out {run} --seed {seed} {TRAIN} {train_flags}".split()
-            sample_command = f"--ckpt {run} --out {out} --seed {seed} {SAMPLE} {sample_flags}".split()
-            seconds = [command("train_class.py", *train_command), command("sample.py", *sample_command)]
+            sample_command = f"--ckpt {run} --out {out} --seed {seed} {sample} {sample_flags}".split()
+            seconds = [command(script, *train_command), command("sample.py", *sample_command)]
             table = confusion(judge, *load_folder(out))
             describe(f"{arm}, seed {seed}", table)
             correct, total = int(table.trace()), int(table.sum())
+            noted = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+            fidelity = [row["fidelity"] for row in noted if "fidelity" in row]
             rows.append({"arm": arm, "seed": seed, "correct": correct, "total": total,
                          "interval": wilson(correct, total), "confusion": table.tolist(),
+                         "fidelity": sum(fidelity) / len(fidelity) if fidelity else None,
                          "train": " ".join(train_command), "sample": " ".join(sample_command),
                          "train_seconds": round(seconds[0]), "sample_seconds": round(seconds[1])})
             result = {"date": datetime.date.today().isoformat(), "machine": platform.machine(),

@@ -2,7 +2,9 @@
 
 A sampler takes one callable eps(z_t, t) -> eps_hat and yields z after each step; the last one is z_0.
 Guidance, ControlNet and inpainting live inside that callable. `noise(i)` gives the standard normal noise of
-step i. Symbols: abar is the cumulative product of alpha = 1 - beta (DDPM, Ho et al. 2020, arXiv 2006.11239).
+step i. `start` leaves out the first steps, for a z that is noised no further than where the next begins
+(`first_abar`). Symbols: abar is the cumulative product of alpha = 1 - beta (DDPM, Ho et al. 2020, arXiv
+2006.11239).
 """
 
 from __future__ import annotations
@@ -52,15 +54,20 @@ def _leading(steps: int, end: float) -> list[tuple[int, float, float]]:
     return [(t, abar[t], abar_prev) for t, abar_prev in zip(timesteps, after, strict=True)]
 
 
-def ddim(eps: Eps, z: Tensor, *, steps: int = 50, eta: float = 0.0,
-         noise: Noise | None = None) -> Iterator[Tensor]:
+def first_abar(steps: int, start: int) -> float:
+    """abar of the z that ddim or ddpm takes with `start`."""
+    return Diffusion().abar[leading_timesteps(steps)[start]].item()
+
+
+def ddim(eps: Eps, z: Tensor, *, steps: int = 50, eta: float = 0.0, noise: Noise | None = None,
+         start: int = 0) -> Iterator[Tensor]:
     """DDIM (Song et al. 2021, arXiv 2010.02502, equations 12 and 16).
 
     `eta` 0 is deterministic, 1 as noisy as DDPM; above 0 it needs `noise`. The last step ends at abar_0, not
     at 1, as SD 1.5's scheduler does (set_alpha_to_one false).
     """
     abar_0 = Diffusion().abar[0].item()
-    for i, (t, abar, abar_prev) in enumerate(_leading(steps, end=abar_0)):
+    for i, (t, abar, abar_prev) in list(enumerate(_leading(steps, end=abar_0)))[start:]:
         eps_hat = eps(z, t)
         z_0 = (z - math.sqrt(1 - abar) * eps_hat) / math.sqrt(abar)
         sigma = eta * math.sqrt((1 - abar_prev) / (1 - abar) * (1 - abar / abar_prev))
@@ -70,9 +77,9 @@ def ddim(eps: Eps, z: Tensor, *, steps: int = 50, eta: float = 0.0,
         yield z
 
 
-def ddpm(eps: Eps, z: Tensor, *, steps: int = 50, noise: Noise) -> Iterator[Tensor]:
+def ddpm(eps: Eps, z: Tensor, *, steps: int = 50, noise: Noise, start: int = 0) -> Iterator[Tensor]:
     """Ancestral sampling (DDPM, equations 6, 7 and 15) on the leading timesteps, with the small variance."""
-    for i, (t, abar, abar_prev) in enumerate(_leading(steps, end=1.0)):
+    for i, (t, abar, abar_prev) in list(enumerate(_leading(steps, end=1.0)))[start:]:
         alpha = abar / abar_prev  # of the long step from t to the next timestep
         z_0 = (z - math.sqrt(1 - abar) * eps(z, t)) / math.sqrt(abar)
         z = (math.sqrt(abar_prev) * (1 - alpha) * z_0 + math.sqrt(alpha) * (1 - abar_prev) * z) / (1 - abar)
@@ -101,7 +108,8 @@ def solver_timesteps(steps: int, *, karras: bool) -> tuple[list[int], list[float
     return t.tolist(), [*levels.tolist(), 0.0]
 
 
-def dpm_solver(eps: Eps, z: Tensor, *, steps: int = 25, karras: bool = True) -> Iterator[Tensor]:
+def dpm_solver(eps: Eps, z: Tensor, *, steps: int = 25, karras: bool = True,
+               start: int = 0) -> Iterator[Tensor]:
     """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2); first order at both ends.
 
     m predicts z_0, and h is the step in lambda = log(alpha / sigma); alpha^2 + sigma^2 = 1.
@@ -111,10 +119,10 @@ def dpm_solver(eps: Eps, z: Tensor, *, steps: int = 25, karras: bool = True) -> 
     sigma = [level / math.sqrt(1 + level**2) for level in levels]
     lambda_ = [-math.log(level) for level in levels[:-1]] + [math.inf]
     m_prev, h_prev = z, 1.0  # not used in the first step
-    for i, t in enumerate(timesteps):
+    for i, t in list(enumerate(timesteps))[start:]:
         m = (z - sigma[i] * eps(z, t)) / alpha[i]
         h = lambda_[i + 1] - lambda_[i]
-        second_order = 0 < i < steps - 1
+        second_order = start < i < steps - 1
         d = m + h / (2 * h_prev) * (m - m_prev) if second_order else m
         z = sigma[i + 1] / sigma[i] * z - alpha[i + 1] * math.expm1(-h) * d
         m_prev, h_prev = m, h

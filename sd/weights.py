@@ -42,14 +42,19 @@ class PartMissing(UserError):
     """An original file that does not hold the part asked for."""
 
 
-def load_unet(base: str, *, device: torch.device | str, dtype: torch.dtype, in_channels: int = 4) -> UNet:
-    """The frozen UNet of `base`, in eval mode.
+class WrongChannels(UserError):
+    """A model that takes another number of input channels than is needed."""
+
+
+def load_unet(base: str, *, device: torch.device | str, dtype: torch.dtype, in_channels: int = 4,
+              folder: str = "unet") -> UNet:
+    """The frozen UNet of `base`, in eval mode; `folder` is where it lies in diffusers layout.
 
     base: "tiny", a folder in diffusers layout, one original .safetensors file, or a hub id (owner/name or
     owner/name@revision). Raises UserError where it cannot be had, is damaged, is not of SD 1.5's
-    architecture, or takes another number of input channels than `in_channels`.
+    architecture, and WrongChannels where it takes another number of them than `in_channels`.
     """
-    return _load(UNET, base, {"in_channels": in_channels}, device, dtype)
+    return _load(UNET._replace(folder=folder), base, {"in_channels": in_channels}, device, dtype)
 
 
 def load_vae(base: str, *, device: torch.device | str, dtype: torch.dtype) -> VAE:
@@ -134,8 +139,9 @@ def _check_config(part: Part, base: str, config: Any, wanted: dict[str, Any]) ->
         if getattr(config, key) != value:
             fitting = {("unet", 4): f"; {DEFAULT_BASE} has that",
                        ("unet", 9): f"; {INPAINTING_BASE} has that"}.get((part.title, value), "")
-            raise UserError(f"{part.flag} {base}: its {part.title}'s {key} is {getattr(config, key)}, "
-                            f"{value} is needed here{fitting}")
+            kind = WrongChannels if key == "in_channels" else UserError
+            raise kind(f"{part.flag} {base}: its {part.title}'s {key} is {getattr(config, key)}, "
+                       f"{value} is needed here{fitting}")
 
 
 @contextlib.contextmanager

@@ -27,9 +27,12 @@ UNET = UNetConfig(block_out_channels=(16, 16, 32, 32), layers_per_block=1, cross
 AUTOENCODER = VAEConfig(block_out_channels=(8, 8, 16, 16), layers_per_block=1, norm_num_groups=8)
 
 
-def write_base(folder: Path, seed: int = 0) -> Path:
-    """A whole base of a few hundred kB; another seed is another base."""
-    for name, module, config in (("unet", UNet, UNET), ("vae", VAE, AUTOENCODER)):
+def write_base(folder: Path, seed: int = 0, *, inpainting: bool = False) -> Path:
+    """A whole base of a few hundred kB; another seed is another base. inpainting: with unet_inpaint/ too."""
+    parts = [("unet", UNet, UNET), ("vae", VAE, AUTOENCODER)]
+    if inpainting:
+        parts.append(("unet_inpaint", UNet, dataclasses.replace(UNET, in_channels=9)))
+    for name, module, config in parts:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             model = module(config)

@@ -12,6 +12,7 @@ from bases import command
 import sample
 import train_class
 import train_controlnet
+import training
 from config import flag, parse
 from data import DataConfig
 from errors import UserError
@@ -100,7 +101,7 @@ def test_the_defaults_are_the_seeds_recipe() -> None:
     assert (config.tokens_per_class, config.class_dropout, config.preview_steps) == (1, 0, 50)
     assert config.base == "stable-diffusion-v1-5/stable-diffusion-v1-5" and config.max_steps is None
     assert str(out_folder(config, "class")) == "runs/bottle-class"
-    optimizer = train_class.make_optimizer(config, ([torch.nn.Parameter(torch.ones(1))], config.lr))
+    optimizer = training.make_optimizer(config, ([torch.nn.Parameter(torch.ones(1))], config.lr))
     assert all(group["betas"] == (0.9, 0.999) and group["weight_decay"] == 0.01 and group["lr"] == 1e-4
                for group in optimizer.param_groups)
     assert sample.Config("run").steps == 50 and sample.Config("run").sampler == "ddim"

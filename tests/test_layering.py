@@ -13,10 +13,11 @@ ALLOWED = {
     "files": "errors", "config": "", "pictures": "", "augmentation": "", "decode": "errors",
     "folders": "decode errors",
     "demo": "errors files tiny.shapes",
-    "doctor": "augmentation decode errors files folders pictures",
+    "doctor": "augmentation decode errors files folders masks pictures",
     # demo and doctor only from its command line
     "data": "augmentation config decode demo doctor errors folders seeds",
-    "masks": "", "foreground": "",
+    "masks": "", "foreground": "", "paste": "augmentation errors masks",
+    "sample_folder": "errors files folders",
     "mask_bank": "adapter data decode errors folders foreground seeds",
     "formats": "errors files sd.unet",
     "export": "errors files formats",
@@ -35,14 +36,21 @@ ALLOWED = {
     "sd.compvis": "", "sd.hub": "errors",
     "sd.parts": "errors sd sd.compvis sd.controlnet sd.unet sd.vae",
     "sd.weights": "errors sd.controlnet sd.hub sd.parts sd.unet sd.vae",
+    "sd.inpainting": "sd.layers sd.unet sd.weights",
     "control": "adapter errors lora sd.controlnet sd.unet sd.weights seeds",
-    "generation": "adapter control errors foreign lora sd.controlnet sd.diffusion sd.unet sd.vae sd.weights "
-                  "seeds",
-    "train_class": "adapter config data errors foreign generation latents lora machine pictures recipe "
-                   "sd.diffusion sd.unet sd.vae sd.weights seeds training",
+    "generation": "adapter control errors foreign lora masks sd.controlnet sd.diffusion sd.inpainting "
+                  "sd.unet sd.vae sd.weights seeds",
+    "painting": "adapter decode errors folders generation mask_bank masks paste pictures sample_folder",
+    "draws": "adapter recipe seeds training",
+    "holes": "augmentation data folders masks seeds",
+    "learner": "adapter foreign lora machine recipe sd.unet sd.weights training",
+    "train_class": "adapter config data draws errors generation latents learner machine pictures recipe "
+                   "sd.diffusion sd.unet sd.vae sd.weights training",
+    "train_inpaint": "adapter config draws errors folders generation holes latents learner machine masks "
+                     "pictures recipe sd.diffusion sd.inpainting sd.unet sd.vae sd.weights training",
     "train_controlnet": "adapter config control data errors generation latents machine pictures recipe "
                         "sd.controlnet sd.diffusion sd.unet sd.vae sd.weights seeds training",
-    "sample": "adapter config errors files formats generation machine pictures",
+    "sample": "adapter config errors files formats generation machine painting pictures sample_folder",
 }
 
 

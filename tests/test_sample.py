@@ -22,6 +22,7 @@ from trees import spoil
 import adapter
 import generation
 import sample
+import sample_folder
 import train_class
 
 __all__ = ["place"]
@@ -78,7 +79,7 @@ def test_what_it_leaves(run: Path) -> None:
         "file": "image/broken_small/001.png", "class": "broken_small", "number": 1, "seed": 42, "steps": 4,
         "sampler": "ddim", "eta": 0.0, "guidance": 1.0, "lora_scale": 1.0, "precision": "fp32",
         "checkpoint": adapter.sha256(run / "adapter.safetensors"), "base": noted[3]["base"], "resolution": 64,
-        "loras": []}
+        "loras": [], "strength": 1.0, "layout": "ds"}
     with Image.open("generated/grid.png") as grid:
         assert grid.height > 4 * 64 and grid.width > 2 * 64
     drawn = [pixels("generated", damage, number) for damage in CLASSES for number in (0, 1)]
@@ -242,7 +243,7 @@ def test_checkpoints_that_are_none(run: Path, place: Place) -> None:
     assert draw(Path("empty")).failed_with("empty/adapter.safetensors")
     Path("text.safetensors").write_text("hello")
     assert draw(Path("text.safetensors")).failed_with("text.safetensors")
-    assert draw(rewritten(run, "a.safetensors", kind="inpaint")).failed_with("kind 'inpaint'")
+    assert draw(rewritten(run, "a.safetensors", kind="video")).failed_with("kind 'video'")
     assert draw(rewritten(run, "b.safetensors", colour="red")).failed_with("b.safetensors", "another version")
     assert draw(rewritten(run, "c.safetensors", classes=["../../x"] * 4)).failed_with("c.safetensors")
     assert draw(rewritten(run, "d.safetensors", rank=3)).failed_with("d.safetensors", "does not fit")
@@ -284,7 +285,7 @@ def test_a_full_disk(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """/dev/full answers every write as a full disk does."""
     Path("generated").mkdir()
     Path("generated/samples.jsonl").symlink_to("/dev/full")
-    monkeypatch.setattr(sample, "read_rows", lambda path: [])
+    monkeypatch.setattr(sample_folder, "read_rows", lambda path: [])
     assert draw(run).failed_with("samples.jsonl", "No space left")
 
 

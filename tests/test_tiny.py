@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from sd.inpainting import load_inpainting_unet
 from sd.weights import TINY, load_unet, load_vae
 from tiny.muon import Muon, orthogonal
-from tiny.procedural import VOCABULARY
+from tiny.procedural import VOCABULARY, draw_pair
+from tiny.train_inpaint import draw_holes
 
 ROOT = Path(__file__).parent.parent
 MB = 1_000_000
@@ -71,6 +73,22 @@ def test_muon_learns_matrices_and_vectors() -> None:
     assert all(not torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 
+def test_holes_are_filled_by_words_for_what_is_in_them() -> None:
+    image, words, hole = draw_holes(range(40), 32)
+    assert image.shape == (40, 3, 32, 32) and hole.shape == (40, 1, 32, 32) and hole.amax(dim=(1, 2, 3)).all()
+    whole, good = 0, 0
+    for seed, (picture, said, where) in enumerate(zip(image, words, hole, strict=True)):
+        clean, sample = draw_pair(seed, 32)
+        untouched = torch.equal(picture, torch.from_numpy(clean).permute(2, 0, 1).float() / 127.5 - 1)
+        assert set(said) <= set(VOCABULARY) and said[:4] == sample.words[:4] and said[-1] == sample.words[-1]
+        assert untouched == ("good" in said) and (said == sample.words or untouched)
+        assert untouched or (where[0].numpy() >= sample.mask).all()
+        whole, good = whole + bool(where.all()), good + untouched
+    assert 0 < whole < 20 and 10 < good < 40
+    again = draw_holes(range(39, 40), 32)
+    assert torch.equal(again[0][0], image[39]) and torch.equal(again[2][0], hole[39])
+
+
 def run(module: str, *arguments: str) -> None:
     subprocess.run([sys.executable, "-m", module, *arguments], cwd=ROOT, check=True, capture_output=True,
                    env={**os.environ, "OMP_NUM_THREADS": "2"})
@@ -89,3 +107,8 @@ def test_the_training_scripts_train_and_go_on(tmp_path: Path) -> None:
     assert steps == [1, 2]
     assert (tmp_path / "samples.png").stat().st_size > 10_000
     load_unet(str(tmp_path), device="cpu", dtype=torch.float32)
+    run("tiny.train_inpaint", "--steps", "1", "--out", str(tmp_path))
+    run("tiny.train_inpaint", "--steps", "2", "--out", str(tmp_path))
+    unet, widened = load_inpainting_unet(str(tmp_path), device="cpu", dtype=torch.float32)
+    assert not widened and unet.config.in_channels == 9
+    assert (tmp_path / "samples_inpaint.png").stat().st_size > 10_000

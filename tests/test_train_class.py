@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from trees import spoil
 
 import adapter
+import learner
 import pictures
 import run_folder
 import train_class
@@ -385,7 +386,7 @@ def test_an_image_damaged_while_training(workers: int, place: Place, tmp_path: P
     import data
     shutil.copytree(place.data, tmp_path / "data")
     monkeypatch.setattr(data, "CACHE_BYTES", 0)
-    monkeypatch.setattr(train_class, "fingerprint", lambda unet: [
+    monkeypatch.setattr(learner, "fingerprint", lambda unet: [
         spoil(file, 0.5) for file in (tmp_path / "data").rglob("image/*/*.png")] and "0")
     outcome = train(place, "--data", tmp_path / "data", "--out", "run", "--workers", workers,
                     "--latent-variants", 0)

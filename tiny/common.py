@@ -6,7 +6,7 @@ import argparse
 import json
 import math
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -77,13 +77,14 @@ def draw_images(seeds: range, size: int = 128) -> tuple[Tensor, list[tuple[str, 
     return image, [s.words for s in samples]
 
 
-def stream(first: int, per_step: int, start: int,
-           stop: int) -> Iterator[tuple[Tensor, list[tuple[str, ...]]]]:
-    """Images of step `start`, `start` + 1, ..: drawn afresh by a process that stays a few steps ahead."""
+def stream(first: int, per_step: int, start: int, stop: int,
+           draw: Callable[[range], tuple] = draw_images) -> Iterator[tuple]:
+    """What `draw` makes for step `start`, `start` + 1, ..: afresh, in a process that stays a few steps ahead.
+    """
     # Spawned, not forked: torch's threads do not survive a fork.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         def ask(step: int):
-            return pool.submit(draw_images, range(first + step * per_step, first + (step + 1) * per_step))
+            return pool.submit(draw, range(first + step * per_step, first + (step + 1) * per_step))
         ahead = [ask(step) for step in range(start, min(start + 8, stop))]
         for step in range(start, stop):
             if step + 8 < stop:

@@ -10,6 +10,7 @@ import argparse
 import copy
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -124,12 +125,16 @@ def min_snr(t: Tensor, gamma: float = 5.0) -> Tensor:
     return snr.clamp(max=gamma) / snr
 
 
+def component_config(config: UNetConfig) -> dict[str, Any]:
+    """A UNet's config.json in diffusers' layout."""
+    return {"_class_name": "UNet2DConditionModel", **vars(config), "sample_size": 16, "act_fn": "silu",
+            "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"], "flip_sin_to_cos": True,
+            "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3, "freq_shift": 0, "norm_eps": 1e-5}
+
+
 def export(model: Denoiser, folder: Path) -> None:
     """Write unet/ and text_encoder/ in diffusers' layout."""
-    config = {"_class_name": "UNet2DConditionModel", **vars(CONFIG), "sample_size": 16, "act_fn": "silu",
-              "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"], "flip_sin_to_cos": True,
-              "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3, "freq_shift": 0, "norm_eps": 1e-5}
-    save_component(folder / "unet", model.unet, config)
+    save_component(folder / "unet", model.unet, component_config(CONFIG))
     copy.deepcopy(model.words.clip).half().save_pretrained(folder / "text_encoder", variant="fp16")
 
 

@@ -1,0 +1,39 @@
+"""All that is random in a training step, drawn for each image by itself: the same in any batch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from adapter import NULL
+from recipe import RunConfig
+from seeds import torch_rng
+from training import Batch
+
+
+class Draws:
+    """One batch's random numbers, each image's a function of (seed, epoch, item) and the order of asking."""
+
+    def __init__(self, config: RunConfig, batch: Batch, device: torch.device) -> None:
+        self.batch, self.device, self.class_dropout = batch, device, config.class_dropout
+        self.size = config.resolution // 8
+        self.rngs = [torch_rng(config.seed, "step", int(epoch), int(item))
+                     for epoch, item in zip(batch["epoch"], batch["item"], strict=True)]
+
+    def noise(self) -> Tensor:
+        """(B,4,R/8,R/8) standard normal."""
+        shape = (4, self.size, self.size)
+        return torch.stack([torch.randn(shape, generator=rng) for rng in self.rngs]).to(self.device)
+
+    def latents(self, mean: Tensor, std: Tensor) -> Tensor:
+        """A sample of the VAE's posterior (B,4,R/8,R/8)."""
+        return mean.to(self.device) + std.to(self.device) * self.noise()
+
+    def timesteps(self) -> Tensor:
+        """(B,) uniform in 0 .. 999."""
+        return torch.stack([torch.randint(0, 1000, (), generator=rng) for rng in self.rngs]).to(self.device)
+
+    def class_ids(self) -> Tensor:
+        """(B,) class ids, a share --class-dropout of them the null class."""
+        dropped = torch.stack([torch.rand((), generator=rng) < self.class_dropout for rng in self.rngs])
+        return torch.where(dropped, NULL, self.batch["class_id"]).to(self.device)

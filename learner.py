@@ -1,0 +1,67 @@
+"""What strategies A and B1 train, LoRA and damage-type embedding on a frozen UNet, set up alike."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import foreign
+import lora
+from adapter import ClassContext, Header, trained_tensors
+from machine import DTYPES, choose_checkpointing, choose_device, choose_precision
+from recipe import RunConfig, TrainConfig, out_folder
+from sd.unet import UNet
+from sd.weights import fingerprint
+from training import make_optimizer
+
+
+def settle(config: RunConfig, strategy: str) -> tuple[torch.device, Path]:
+    """Device and run folder; what "auto" and "" stood for goes into the config, and so into every record."""
+    device = choose_device(config.device)
+    config.precision = choose_precision(config.precision, device)
+    folder = out_folder(config, strategy)
+    config.out = str(folder)
+    return device, folder
+
+
+def frozen_dtype(config: RunConfig, device: torch.device) -> torch.dtype:
+    """On a GPU the frozen base is kept in half precision; on a CPU autocast wants it in fp32."""
+    return DTYPES[config.precision] if device.type == "cuda" else torch.float32
+
+
+class Learner:
+    """A UNet with fresh adapters and an embedding, their optimizer, and what the checkpoint says of them.
+
+    widened: the UNet's first layer learns too, for no LoRA reaches the weights that were added to it.
+    """
+
+    def __init__(self, config: TrainConfig, kind: str, classes: list[str], unet: UNet, *,
+                 widened: bool = False) -> None:
+        device = unet.conv_in.weight.device
+        self.header = Header(
+            kind=kind, classes=classes, base=config.base, fingerprint=fingerprint(unet),
+            resolution=config.resolution, tokens_per_class=config.tokens_per_class,
+            class_dropout=config.class_dropout, rank=config.rank, alpha=config.alpha, step=0,
+            config=dataclasses.asdict(config))
+        weights = lora.inject(unet, config.rank, config.alpha, config.dropout, seed=config.seed)
+        if config.init_lora:
+            foreign.start_from(unet, Path(config.init_lora))
+        if widened:
+            unet.conv_in.weight = nn.Parameter(unet.conv_in.weight.float())
+            weights.append(unet.conv_in.weight)
+        self.context = ClassContext(len(classes), unet.config.cross_attention_dim, config.tokens_per_class,
+                                    config.init_std, config.seed).to(device)
+        self.unet = unet.train()
+        unet.checkpointing = choose_checkpointing(
+            config.checkpointing, device, config.precision, config.batch_size, config.resolution,
+            unet.config.block_out_channels[0])
+        self.optimizer = make_optimizer(config, (weights, config.lr),
+                                        (list(self.context.parameters()), config.embedding_rate))
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """What is trained, live, by its name in the checkpoint."""
+        return trained_tensors(self.unet, self.context)

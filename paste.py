@@ -1,0 +1,102 @@
+"""The square of a photo that the model repaints, and how it goes back: nothing outside the seam changes.
+
+Inside the mask the picture is the model's; across the margin around it (masks.MARGIN) it fades into the
+photo; beyond, every pixel is the photo's own, bit for bit and at the photo's own resolution.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+from scipy.ndimage import distance_transform_edt
+
+from augmentation import IDENTITY, prepare, shrink_factor, square_box, warp
+from errors import UserError
+from masks import MARGIN, grow, latent_cells
+
+CROP = 3.0  # side of a close view, in extents of the damage
+CLOSEST = 4  # a close view is no smaller than this part of the whole: much nearer looks like another product
+
+
+class View(NamedTuple):
+    """A square of a photo as the model sees it."""
+
+    image: np.ndarray  # (R,R,3) uint8
+    hole: np.ndarray  # (R,R) in {0,1}, the mask and its margin
+    mask: np.ndarray  # (H,W) in {0,1}, the damage within the square, in photo pixels
+    cells: int  # that the damage covers on the model's latent grid
+    box: tuple[int, int, int]  # where it was cut out: (top, left, side) in photo pixels
+
+
+def make_view(photo: np.ndarray, mask: np.ndarray, resolution: int, name: str, *, close: bool = False,
+              whole: bool = False) -> View:
+    """The view of a photo (H,W,3) that holds its mask (H,W): the largest square, or a `close` one.
+
+    What lies beyond is cut off the mask. Raises UserError, naming the mask `name`, where nothing would be
+    left, or where it must stay `whole`.
+    """
+    box = _box(mask, resolution, close)
+    top, left, side = box
+    inside = np.zeros_like(mask)
+    inside[top:top + side, left:left + side] = mask[top:top + side, left:left + side]
+    if not inside.any() or (whole and (inside != mask).any()):
+        raise UserError(f"{name}: its damage does not fit into a square of {side} pixels, the photo's "
+                        "shorter side; cut up the photo or the mask")
+    image, region = warp(prepare(photo, box, resolution), prepare(inside, box, resolution), IDENTITY,
+                         resolution)
+    return View(image, grow(region, MARGIN * resolution), inside, latent_cells(region), box)
+
+
+def _box(mask: np.ndarray, resolution: int, close: bool) -> tuple[int, int, int]:
+    """(top, left, side) of the view; the side is such that `prepare` shrinks it without a remainder."""
+    top, left, side = square_box(*mask.shape, mask)
+    if close:
+        rows, columns = np.nonzero(mask)
+        extent = max(np.ptp(rows), np.ptp(columns)) + 1
+        near = int(np.clip(CROP * extent, side // CLOSEST, side))
+        top = int(np.clip((rows.min() + rows.max() + 1 - near) // 2, 0, mask.shape[0] - near))
+        left = int(np.clip((columns.min() + columns.max() + 1 - near) // 2, 0, mask.shape[1] - near))
+        side = near
+    rest = side % shrink_factor(side, resolution)
+    return top + rest // 2, left + rest // 2, side - rest
+
+
+def paste(photo: np.ndarray, view: View, painted: np.ndarray, *, seam: bool = True,
+          match_colour: bool = False) -> Image.Image:
+    """`painted` (R,R,3) uint8 put into its place in the photo (H,W,3); a grey photo stays grey.
+
+    seam: fade at the mask's margin; without, the whole square is the model's. match_colour: first give the
+    painted picture the photo's colours, as they are in a ring outside the hole.
+    """
+    top, left, side = view.box
+    place = np.s_[top:top + side, left:left + side]
+    picture = np.asarray(Image.fromarray(painted).resize((side, side), Image.Resampling.BICUBIC), np.float32)
+    there = photo[place].astype(np.float32)
+    away = distance_transform_edt(view.mask[place] == 0) / max(1.0, MARGIN * side)  # in margins
+    if match_colour:
+        picture = _matched(picture, there, (away > 1) & (away < 4))
+    share = np.clip(1 - away, 0, 1)[..., None] if seam else 1.0
+    result = photo.copy()
+    result[place] = np.clip(there + share * (picture - there), 0, 255).round()
+    if (photo == photo[..., :1]).all():  # the mean of three equal levels is that level, exactly
+        result = result.mean(axis=2).round().astype(np.uint8)
+    return Image.fromarray(result)
+
+
+def _matched(picture: np.ndarray, there: np.ndarray, ring: np.ndarray) -> np.ndarray:
+    """`picture` with the mean colour that `there` has on `ring` (all (S,S,..))."""
+    return picture + there[ring].mean(axis=0) - picture[ring].mean(axis=0) if ring.any() else picture
+
+
+def changes(view: View, painted: np.ndarray) -> dict[str, float]:
+    """Before pasting: the share of the squared change that lies in the hole, and the mean change there.
+
+    The first says whether the model kept to the mask, the second, in levels of 255, whether it did anything.
+    """
+    difference = painted.astype(np.float32) - view.image
+    square = np.square(difference).sum(axis=2)
+    inside = view.hole > 0
+    return {"fidelity": round(float(square[inside].sum() / max(square.sum(), 1e-6)), 4),
+            "change": round(float(np.abs(difference[inside]).mean()), 2)}

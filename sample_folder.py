@@ -1,0 +1,92 @@
+"""A folder of generated images, laid out as the dataset is or as MVTec AD, and its journal samples.jsonl."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from errors import UserError
+from files import append_row, read_rows, save_image
+from folders import is_good
+
+# layout -> folder of the images, folder of the masks
+LAYOUTS = {"ds": ("image", "mask"), "mvtec": ("test", "ground_truth")}
+
+
+class Sample(NamedTuple):
+    """What was drawn: the picture, where its damage is, (H,W) in {0,1}, and what is noted of both."""
+
+    image: Image.Image
+    mask: np.ndarray | None = None
+    about: dict[str, Any] = {}
+
+
+class SampleFolder:
+    """Where the images go, and samples.jsonl, one row an image.
+
+    The row is written first, then the mask, then the image, each whole or not at all. So an image with a row
+    is done, a row without an image is still to draw, and an image without a row was made by someone else.
+    settings: what all images of the folder have in common; `layout` is one of LAYOUTS.
+    """
+
+    def __init__(self, folder: Path, classes: list[str], settings: dict[str, Any]) -> None:
+        self.folder, self.settings, self.journal = folder, settings, folder / "samples.jsonl"
+        self.mask_values = mask_values(classes, settings["layout"])
+        rows = read_rows(self.journal)
+        for row in rows:
+            changed = [f"{key} was {row.get(key)}, is {value}" for key, value in settings.items()
+                       if row.get(key) != value]
+            if changed:
+                raise UserError(f"{self.journal}: these images were drawn with other settings "
+                                f"({'; '.join(changed)}); give those, or another --out")
+        self.noted = {row.get("file") for row in rows}
+
+    def file(self, damage: str, number: int) -> Path:
+        """The image's place; product/damage becomes <product>/image/<damage>."""
+        return self._place(0, damage) / f"{number:03d}.png"
+
+    def mask_file(self, damage: str, number: int) -> Path:
+        """The place of the image's mask."""
+        return self._place(1, damage) / f"{number:03d}_mask.png"
+
+    def _place(self, part: int, damage: str) -> Path:
+        *product, damage = damage.split("/")
+        return self.folder.joinpath(*product, LAYOUTS[self.settings["layout"]][part], damage)
+
+    def missing(self, classes: list[str], per_class: int) -> list[tuple[str, int]]:
+        """The (class, number) pairs still to draw. Raises UserError where a foreign file is in the way."""
+        grid = [self.folder / "grid.png"] if not self.journal.exists() else []
+        pairs = [(damage, number) for damage in classes for number in range(per_class)]
+        for file in [*grid, *(self.file(*pair) for pair in pairs)]:
+            if file.exists() and self._name(file) not in self.noted:
+                raise UserError(f"{file}: exists and was not drawn by this command; give another --out")
+        return [pair for pair in pairs if not self.file(*pair).exists()]
+
+    def add(self, sample: Sample, damage: str, number: int) -> None:
+        """Write one image's row, then its mask if it has one, then the image."""
+        file = self.file(damage, number)
+        if self._name(file) not in self.noted:
+            append_row(self.journal, {"file": self._name(file), "class": damage, "number": number,
+                                      **self.settings, **sample.about})
+            self.noted.add(self._name(file))
+        if sample.mask is not None:
+            values = sample.mask.astype(np.uint8) * self.mask_values[damage]
+            save_image(self.mask_file(damage, number), Image.fromarray(values))
+        save_image(file, sample.image)
+
+    def _name(self, file: Path) -> str:
+        return file.relative_to(self.folder).as_posix()
+
+
+def mask_values(classes: list[str], layout: str) -> dict[str, int]:
+    """Each class's value in masks: 255 in MVTec AD's layout, else 1, 2, .. within its product."""
+    values: dict[str, int] = {}
+    for name in classes:
+        product = name.rpartition("/")[0]
+        if not is_good(name):
+            siblings = sum(other.rpartition("/")[0] == product for other in values)
+            values[name] = 255 if layout == "mvtec" else siblings + 1
+    return values
