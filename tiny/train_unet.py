@@ -169,10 +169,10 @@ def draw_sheet(model: Denoiser, vae: VAE, path: Path, guidance: float = 3.0, cou
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=12_000)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--fresh", type=int, default=8, help="new pictures a step")
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--lr", type=float, default=1.5e-3)
     add_machine_flags(parser)
     args = parser.parse_args()
 

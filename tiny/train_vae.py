@@ -151,7 +151,7 @@ def export(vae: VAE, folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=3200)
+    parser.add_argument("--steps", type=int, default=1300)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--decoder-only", action="store_true",
                         help="whole images, encoder frozen: for a UNet that is trained already")
