@@ -22,6 +22,11 @@ class Object(NamedTuple):
     round: bool
     freedom: float
 
+    @property
+    def texture(self) -> bool:
+        """Whether it is the whole picture."""
+        return self.freedom == TEXTURE
+
     def share(self, points: np.ndarray) -> float:
         """The share of points (N,2) in (x, y) that lie on the object."""
         x, y = np.floor(points).astype(int).T
@@ -43,10 +48,8 @@ def find_object(photo: np.ndarray, damage: np.ndarray | None = None) -> Object:
     if damage is not None:
         region |= np.asarray(Image.fromarray(damage * 255).resize(size, Image.Resampling.BOX)) > 127
     y, x = np.nonzero(region)
-    texture = not 0.02 < region.mean() < 0.95
-    if texture:
-        whole, middle = np.ones((height, width), bool), np.array([width, height]) / 2
-        return Object(whole, middle, float(np.sqrt(width * height / np.pi)), False, TEXTURE)
+    if not 0.02 < region.mean() < 0.95:
+        return _whole(height, width, TEXTURE)
     centre = np.array([x.mean(), y.mean()]) + 0.5
     rim = np.argwhere(region & ~ndimage.binary_erosion(region, border_value=0))[:, ::-1] + 0.5
     distance = np.hypot(*(rim - centre).T)
@@ -56,6 +59,22 @@ def find_object(photo: np.ndarray, damage: np.ndarray | None = None) -> Object:
     full = Image.fromarray(region.astype(np.uint8)).resize((width, height), Image.Resampling.NEAREST)
     return Object(np.asarray(full) > 0, centre * factor, radius * factor, is_round,
                   ROUND if is_round else OBJECT)
+
+
+def as_seen_in_both(source: Object, target: Object) -> tuple[Object, Object]:
+    """Both as they are or, where an object was found in one photo only, both as whole pictures.
+
+    Then the photos are taken to be alike: damage wanders no further than on an object.
+    """
+    if source.texture == target.texture:
+        return source, target
+    return _whole(*source.region.shape, OBJECT), _whole(*target.region.shape, OBJECT)
+
+
+def _whole(height: int, width: int, freedom: float) -> Object:
+    """A picture that is all object."""
+    return Object(np.ones((height, width), bool), np.array([width, height]) / 2,
+                  float(np.sqrt(width * height / np.pi)), False, freedom)
 
 
 def _unlike_the_border(small: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from data import DataConfig, DefectDataset, Item, load_dataset
 from decode import MASK_SUFFIXES, read_image, read_mask, region_of, size_of
 from errors import UserError
 from folders import is_good
-from foreground import Object, find_object
+from foreground import Object, as_seen_in_both, find_object
 from seeds import numpy_rng
 
 TRIES = 20  # placements looked at until one lies on the object
@@ -74,7 +74,7 @@ class MaskBank:
         source = self._objects[item.image]
         target = source if photo is None else find_object(photo)
         rng = numpy_rng(self.seed, "placement", damage, number)
-        motion = self._place(rng, mask, source, target)
+        motion = self._place(rng, mask, *as_seen_in_both(source, target))
         placed = move(mask, motion, *target.region.shape)
         if not placed.any():
             raise UserError(f"{item.mask}: cannot be placed within a photo of {target.region.shape[1]}x"

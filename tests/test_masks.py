@@ -19,7 +19,7 @@ from adapter import Header
 from data import DataConfig, Item
 from demo import draw_bottle
 from errors import UserError
-from foreground import find_object
+from foreground import as_seen_in_both, find_object
 from mask_bank import MaskBank, MaskFiles, Motion, deal, draw_motion, move, open_masks
 from masks import grow, latent_cells, latent_mask, random_mask, training_hole
 
@@ -116,6 +116,15 @@ def test_on_a_round_object_damage_keeps_its_distance_from_the_centre(seed: int) 
     motion = draw_motion(np.random.default_rng(seed), middle, source, target, "any")
     moved = motion.linear @ middle + motion.shift
     assert np.hypot(*(moved - target.centre)) / target.radius == pytest.approx(0.7, abs=1e-6)
+
+
+def test_where_one_photo_shows_no_object_both_are_whole_pictures() -> None:
+    bottle, cloth = find_object(GOOD_BOTTLE), find_object(picture(0, (96, 48)))
+    source, target = as_seen_in_both(bottle, cloth)
+    assert source.region.all() and target.region.shape == (48, 96) and source.freedom < cloth.freedom
+    assert (source.centre == 96).all() and target.radius / source.radius == pytest.approx(
+        (96 * 48 / 192**2) ** 0.5)
+    assert all(one is bottle for one in as_seen_in_both(bottle, bottle))
 
 
 def test_fixed_parts_are_not_turned() -> None:
