@@ -9,14 +9,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import lora
 from adapter import ControlHeader
 from errors import UserError
+from files import save_json, write_atomic
 from sd.controlnet import ControlNet, copy_encoder
+from sd.parts import controlnet_json
 from sd.unet import UNet
-from sd.weights import fingerprint, load_controlnet
+from sd.weights import WEIGHTS, fingerprint, load_controlnet
 from seeds import torch_rng
 
 LOW_RANK_TARGETS = (*lora.TARGETS, "net.0.proj", "net.2", "time_emb_proj", "linear_1", "linear_2")
@@ -81,3 +84,12 @@ def load_control(path: Path, header: ControlHeader, tensors: dict[str, Tensor], 
     control.load_state_dict(state, strict=False, assign=True)
     lora.merge(control)
     return control.eval().requires_grad_(False)
+
+
+def write_controlnet(folder: Path, control: ControlNet) -> list[Path]:
+    """Write a ControlNet without adapters in diffusers' layout. Returns the files."""
+    weights, config = folder / WEIGHTS[0], folder / "config.json"
+    tensors = {name: tensor.contiguous() for name, tensor in control.state_dict().items()}
+    write_atomic(weights, lambda temporary: save_file(tensors, temporary, {"format": "pt"}))
+    save_json(config, controlnet_json(control.config))
+    return [config, weights]

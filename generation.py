@@ -19,6 +19,7 @@ from masks import latent_mask
 from sd.controlnet import ControlNet
 from sd.diffusion import Eps, Noise, ddim, ddpm, dpm_solver, first_abar, solver_timesteps
 from sd.inpainting import UNetInPicture, load_inpainting_unet
+from sd.layers import Context, FixedContext
 from sd.unet import UNet
 from sd.vae import VAE
 from sd.weights import fingerprint, load_unet, load_vae
@@ -54,10 +55,10 @@ class Control:
     scale: float = 1.0  # of the residuals: 0 is the UNet alone
     guidance: float = 1.0  # away from what the empty mask gives
 
-    def residuals(self, z_t: Tensor, t: Tensor, tokens: Tensor,
+    def residuals(self, z_t: Tensor, t: Tensor, context: Context,
                   condition: Tensor) -> tuple[list[Tensor], Tensor]:
         """The ControlNet's residuals for UNet, scaled."""
-        skips, mid = self.net(z_t, t, tokens, condition)
+        skips, mid = self.net(z_t, t, context, condition)
         return [self.scale * skip for skip in skips], self.scale * mid
 
 
@@ -72,21 +73,19 @@ def guided(unet: UNet | UNetInPicture, context: ClassContext, class_id: Tensor, 
     conditions = [control.condition] if control else []
     if guidance != 1:
         ids.append(torch.full_like(class_id, NULL))
-        conditions += conditions[:1]
         scales.append(guidance)
     if control and control.guidance != 1:
         ids.append(class_id)
-        conditions.append(torch.zeros_like(control.condition))
         scales.append(control.guidance)
+        conditions = [control.condition] * (len(ids) - 1) + [torch.zeros_like(control.condition)]
     dtype = unet.conv_in.weight.dtype
-    tokens = context(torch.cat(ids)).to(dtype)
+    tokens = FixedContext(context(torch.cat(ids)).to(dtype))
     condition = torch.cat(conditions).to(dtype) if control else None
 
     def eps(z_t: Tensor, t: int) -> Tensor:
-        z_t = torch.cat([z_t] * len(ids)).to(dtype)
-        times = torch.full((len(z_t),), t, device=z_t.device)
-        residuals = control.residuals(z_t, times, tokens, condition) if control else None
-        eps_hat, *others = unet(z_t, times, tokens, residuals).float().chunk(len(ids))
+        z_t, time = z_t.to(dtype), torch.tensor([t], device=z_t.device)
+        residuals = control.residuals(z_t, time, tokens, condition) if control else None
+        eps_hat, *others = unet(z_t, time, tokens, residuals).float().chunk(len(ids))
         away = [(scale - 1) * (eps_hat - other) for scale, other in zip(scales, others, strict=True)]
         return sum(away, eps_hat)
 

@@ -76,6 +76,17 @@ AUTOENCODER = Part(
     name=_vae_name, prefixes=compvis.VAE_PREFIXES, original_name=compvis.vae_name)
 
 
+def controlnet_json(config: ControlNetConfig) -> dict[str, Any]:
+    """config.json of a ControlNet as diffusers' ControlNetModel has it."""
+    fields = dataclasses.asdict(config)
+    fields.pop("out_channels")  # of the UNet
+    names = ("act_fn", "class_embed_type", "controlnet_conditioning_channel_order", "downsample_padding",
+             "flip_sin_to_cos", "freq_shift", "global_pool_conditions", "mid_block_scale_factor", "norm_eps",
+             "only_cross_attention", "resnet_time_scale_shift", "use_linear_projection")
+    return {"_class_name": "ControlNetModel", **fields, **CONTROLNET.blocks(len(config.block_out_channels)),
+            **{name: CONTROLNET.settings[name] for name in names}}
+
+
 def read_config(part: Part, file: Path) -> Any:
     """`part`'s dataclass from its config.json; unknown keys are ignored, null means the default.
 

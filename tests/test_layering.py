@@ -37,9 +37,9 @@ ALLOWED = {
     "sd.parts": "errors sd sd.compvis sd.controlnet sd.unet sd.vae",
     "sd.weights": "errors sd.controlnet sd.hub sd.parts sd.unet sd.vae",
     "sd.inpainting": "sd.layers sd.unet sd.weights",
-    "control": "adapter errors lora sd.controlnet sd.unet sd.weights seeds",
+    "control": "adapter errors files lora sd.controlnet sd.parts sd.unet sd.weights seeds",
     "generation": "adapter control errors foreign lora masks sd.controlnet sd.diffusion sd.inpainting "
-                  "sd.unet sd.vae sd.weights seeds",
+                  "sd.layers sd.unet sd.vae sd.weights seeds",
     "painting": "adapter decode errors folders generation mask_bank masks paste pictures sample_folder",
     "draws": "adapter recipe seeds training",
     "holes": "augmentation data folders masks seeds",
@@ -50,6 +50,7 @@ ALLOWED = {
                      "pictures recipe sd.diffusion sd.inpainting sd.unet sd.vae sd.weights training",
     "train_controlnet": "adapter config control data errors generation latents machine pictures recipe "
                         "sd.controlnet sd.diffusion sd.unet sd.vae sd.weights seeds training",
+    "export_controlnet": "config control errors generation",
     "sample": "adapter config errors files formats generation machine painting pictures sample_folder",
 }
 
