@@ -89,3 +89,18 @@ def test_training_and_sampling(base: Path, tmp_path: Path) -> None:
     assert list((tmp_path / "run" / "previews").glob("*.png"))
     assert Image.open(tmp_path / "drawn" / "image" / "good" / "000.png").size == (64, 64)
     assert max(training, sampling) < 8  # GB: the model is 3.8 in fp32, and at no time there twice
+
+
+@pytest.mark.parametrize(("rank", "gigabytes"), [(0, 1.5), (32, 0.1)])
+def test_training_a_controlnet(base: Path, rank: int, gigabytes: float) -> None:
+    """Two optimizer steps over a class checkpoint, whole and as low-rank updates."""
+    with tempfile.TemporaryDirectory() as folder:  # not in tmp_path: 7 GB
+        data, class_run, control_run = (Path(folder, name) for name in ("bottle", "class", "control"))
+        run("data.py", "demo", data, "--per-class", "1")
+        flags = ("--data", data, "--batch-size", "1", "--preview-every", "0")
+        run("train_class.py", *flags, "--base", base, "--resolution", "64", "--max-steps", "1",
+            "--out", class_run)
+        peak = run("train_controlnet.py", *flags, "--class-ckpt", class_run, "--accumulate", "1",
+                   "--max-steps", "2", "--control-rank", str(rank), "--out", control_run)
+        assert (control_run / "adapter.safetensors").stat().st_size < gigabytes * 1e9
+    assert peak < 24
