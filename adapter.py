@@ -52,7 +52,8 @@ class ControlHeader:
     init: str | None  # the published ControlNet that training began with; None: a copy of the UNet's encoder
     fingerprint: str  # which weights the frozen encoder has; "" where it was trained too
     rank: int  # of the low-rank updates; 0: all was trained
-    channels: int  # of the condition: 3, or one a class
+    channels: int  # of the condition
+    class_channels: bool  # whether each class has its own channel; else all are the mask
     mask_dropout: float  # 0: the empty mask says "no damage", so there is no guidance over masks
 
 

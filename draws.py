@@ -33,7 +33,10 @@ class Draws:
         """(B,) uniform in 0 .. 999."""
         return torch.stack([torch.randint(0, 1000, (), generator=rng) for rng in self.rngs]).to(self.device)
 
+    def chosen(self, share: float) -> Tensor:
+        """(B,) bool, on the CPU: which images belong to a random `share` of all."""
+        return torch.stack([torch.rand((), generator=rng) < share for rng in self.rngs])
+
     def class_ids(self) -> Tensor:
         """(B,) class ids, a share --class-dropout of them the null class."""
-        dropped = torch.stack([torch.rand((), generator=rng) < self.class_dropout for rng in self.rngs])
-        return torch.where(dropped, NULL, self.batch["class_id"]).to(self.device)
+        return torch.where(self.chosen(self.class_dropout), NULL, self.batch["class_id"]).to(self.device)

@@ -12,14 +12,14 @@ from torch import Tensor
 
 import foreign
 import lora
-from adapter import NULL, WIDE, ClassContext, Header, find_adapter, load_adapter, read_adapter
+from adapter import WIDE, ClassContext, Header, find_adapter, load_adapter, read_adapter
 from control import load_control
 from errors import UserError
+from guidance import Control, guided
 from masks import latent_mask
 from sd.controlnet import ControlNet
 from sd.diffusion import Eps, Noise, ddim, ddpm, dpm_solver, first_abar, solver_timesteps
 from sd.inpainting import UNetInPicture, load_inpainting_unet
-from sd.layers import Context, FixedContext
 from sd.unet import UNet
 from sd.vae import VAE
 from sd.weights import fingerprint, load_unet, load_vae
@@ -44,52 +44,6 @@ class Drawing:
     def start(self) -> int:
         """The number of steps left out."""
         return self.steps - int(self.steps * self.strength)
-
-
-@dataclass(frozen=True)
-class Control:
-    """A ControlNet at work: a condition (B, C, R, R) in [0,1] for each image, and how it counts."""
-
-    net: ControlNet
-    condition: Tensor
-    scale: float = 1.0  # of the residuals: 0 is the UNet alone
-    guidance: float = 1.0  # away from what the empty mask gives
-
-    def residuals(self, z_t: Tensor, t: Tensor, context: Context,
-                  condition: Tensor) -> tuple[list[Tensor], Tensor]:
-        """The ControlNet's residuals for UNet, scaled."""
-        skips, mid = self.net(z_t, t, context, condition)
-        return [self.scale * skip for skip in skips], self.scale * mid
-
-
-def guided(unet: UNet | UNetInPicture, context: ClassContext, class_id: Tensor, guidance: float,
-           control: Control | None = None) -> Eps:
-    """eps(z_t, t) for the classes (B,) given, with classifier-free guidance (Ho & Salimans 2022, 2207.12598).
-
-    eps + (guidance - 1) (eps - eps_null), where eps_null knows no class; likewise, on top, with the control's
-    guidance and an empty mask. What has guidance 1 is not computed.
-    """
-    ids, scales = [class_id], []
-    conditions = [control.condition] if control else []
-    if guidance != 1:
-        ids.append(torch.full_like(class_id, NULL))
-        scales.append(guidance)
-    if control and control.guidance != 1:
-        ids.append(class_id)
-        scales.append(control.guidance)
-        conditions = [control.condition] * (len(ids) - 1) + [torch.zeros_like(control.condition)]
-    dtype = unet.conv_in.weight.dtype
-    tokens = FixedContext(context(torch.cat(ids)).to(dtype))
-    condition = torch.cat(conditions).to(dtype) if control else None
-
-    def eps(z_t: Tensor, t: int) -> Tensor:
-        z_t, time = z_t.to(dtype), torch.tensor([t], device=z_t.device)
-        residuals = control.residuals(z_t, time, tokens, condition) if control else None
-        eps_hat, *others = unet(z_t, time, tokens, residuals).float().chunk(len(ids))
-        away = [(scale - 1) * (eps_hat - other) for scale, other in zip(scales, others, strict=True)]
-        return sum(away, eps_hat)
-
-    return eps
 
 
 def run_sampler(drawing: Drawing, eps: Eps, z: Tensor, noise: Noise) -> Iterator[Tensor]:
@@ -176,9 +130,10 @@ class Generator:
     def _ids(self, wanted: list[tuple[str, int]]) -> list[Wanted]:
         return [(name, self.header.classes.index(name), number) for name, number in wanted]
 
-    def draw(self, wanted: list[tuple[str, int]], drawing: Drawing) -> Tensor:
+    def draw(self, wanted: list[tuple[str, int]], drawing: Drawing, control: Control | None = None) -> Tensor:
         """Images (B, 3, R, R) in [-1, 1] for (class name, number) pairs; R is the training resolution."""
-        return draw(self.unet, self.vae, self.context, self._ids(wanted), drawing, self.header.resolution)
+        return draw(self.unet, self.vae, self.context, self._ids(wanted), drawing, self.header.resolution,
+                    control)
 
     def paint(self, wanted: list[tuple[str, int]], image: Tensor, hole: Tensor, drawing: Drawing) -> Tensor:
         """The same, drawn into the holes (B, 1, R, R) of pictures (B, 3, R, R)."""

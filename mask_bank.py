@@ -6,6 +6,7 @@ Each choice is a function of (seed, class, number) alone and says of itself what
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -224,3 +225,9 @@ def _mask_files(folder: Path, damage: str) -> list[Path]:
         raise UserError(f"--masks {folder}: no mask files for {damage}; give a folder with *.png, or with "
                         f"{damage}/*.png, or a dataset's folder")
     return files
+
+
+def digest(files: list[Path]) -> str:
+    """16 hex digits of file names and sizes, by which a folder that has changed is noticed."""
+    names = "".join(f"{file.name} {file.stat().st_size}\n" for file in files)
+    return hashlib.blake2b(names.encode(), digest_size=8).hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from decode import IMAGE_SUFFIXES, read_image
 from errors import UserError
 from folders import is_good
 from generation import Drawing, Generator
-from mask_bank import MaskBank, MaskFiles, open_masks
+from mask_bank import MaskBank, MaskFiles, digest, open_masks
 from masks import FEW_CELLS
 from paste import View, changes, make_view, paste
 from pictures import tensor_to_image
@@ -109,9 +108,3 @@ def find_photos(folder: str) -> list[Path]:
         inside = f", such as {folder}/image/good" if (Path(folder) / "image" / "good").is_dir() else ""
         raise UserError(f"--images {folder}: no photos in it; give the folder in which they lie{inside}")
     return photos
-
-
-def digest(files: list[Path]) -> str:
-    """16 hex digits of file names and sizes, by which a folder that has changed is noticed."""
-    names = "".join(f"{file.name} {file.stat().st_size}\n" for file in files)
-    return hashlib.blake2b(names.encode(), digest_size=8).hexdigest()

@@ -22,15 +22,17 @@ from machine import DTYPES, PRECISIONS, choose_device, choose_precision
 from painting import Painting, Seams, open_painting
 from pictures import grid, outline, tensor_to_image
 from sample_folder import LAYOUTS, Sample, SampleFolder
+from steering import Steering, open_steering
 
 SHOWN, SHOWN_SIDE = 8, 512  # images a class in grid.png, and their side at most
 # Which flags only some kinds of checkpoint have.
-FLAGS = {"class": (), "control": (),
+FLAGS = {"class": (), "control": ("masks", "control_scale", "mask_guidance"),
          "inpaint": ("images", "masks", "strength", "crop", "paste", "match_colour")}
 
 EXAMPLE = """example:
   python sample.py --ckpt runs/bottle-class --out generated/bottle --classes broken_small --per-class 100
   python sample.py --ckpt runs/bottle-inpaint --images DS-MVTec/bottle/image/good --per-class 100
+  python sample.py --ckpt runs/bottle-control --masks my/masks --per-class 100
 The same command goes on where it was interrupted; a larger --per-class or other --classes add to what is
 there. Image i of a class depends on the seed, the class and i alone. Drawn in batches of another size its
 pixels may be rounded otherwise: in fp32 by one level of 255 at most.
@@ -62,6 +64,10 @@ class Config:
                               "train_inpaint.py)", group="where")
     masks: str | None = flag(None, "a dataset, whose masks are re-placed on the object (default: the one "
                              "trained on), or a folder of mask files, used as they are", group="where")
+    control_scale: float = flag(1.0, "strength of the ControlNet (checkpoints of train_controlnet.py): 0 is "
+                                "the class checkpoint alone", group="where", minimum=0)
+    mask_guidance: float = flag(1.0, "guidance scale over the mask; not 1 needs a checkpoint trained with "
+                                "--mask-dropout", group="where", minimum=0)
     crop: bool = flag(False, "paint a close view of the damage: for masks that are small", group="where")
     paste: bool = flag(True, "leave all pixels outside the mask and its seam as they are in the photo",
                        group="where")
@@ -88,6 +94,10 @@ def check(config: Config, header: Header) -> None:
         raise UserError(f"--guidance {config.guidance:g}: this checkpoint was trained without "
                         "--class-dropout, so it has no null class to guide from; use 1, or train with "
                         "--class-dropout 0.1")
+    if config.mask_guidance != 1 and header.control and header.control.mask_dropout == 0:
+        raise UserError(f"--mask-guidance {config.mask_guidance:g}: this checkpoint was trained without "
+                        "--mask-dropout, so an empty mask says that there is no damage; use 1, or train with "
+                        "--mask-dropout 0.1")
     if config.eta and config.sampler != "ddim":
         raise UserError(f"--eta {config.eta:g}: only --sampler ddim has it")
     if config.steps == 1000 and config.sampler == "dpm++linspace":
@@ -115,8 +125,11 @@ class Pictures:
         return [Sample(tensor_to_image(image)) for image in generator.draw(wanted, drawing)]
 
 
-def open_source(config: Config, header: Header, classes: list[str]) -> Pictures | Painting:
+def open_source(config: Config, header: Header, classes: list[str]) -> Pictures | Painting | Steering:
     """What draws for this kind of checkpoint."""
+    if header.kind == "control":
+        return open_steering(config.masks, header, classes, config.control_scale, config.mask_guidance,
+                             config.seed)
     if header.kind == "inpaint":
         seams = Seams(config.crop, config.paste, config.match_colour)
         return open_painting(config.images, config.masks, header, classes, seams, config.seed)

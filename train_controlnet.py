@@ -12,22 +12,24 @@ from PIL import Image
 from torch import Tensor
 
 import errors
-from adapter import NULL, ClassContext, ControlHeader, Header, find_adapter, read_adapter, sha256
+from adapter import ClassContext, ControlHeader, Header, find_adapter, read_adapter, sha256
 from config import flag, parse
 from control import new_control, to_condition, trained_control
 from data import DefectDataset, load_dataset
+from draws import Draws
 from errors import UserError
-from generation import Control, Drawing, Generator, draw, load_generator
+from generation import Drawing, Generator, draw, load_generator
+from guidance import Control
 from latents import posterior, with_latents
-from machine import DTYPES, autocast, choose_checkpointing, choose_device, choose_precision
+from learner import frozen_dtype, settle
+from machine import DTYPES, autocast, choose_checkpointing
 from pictures import grid, outline, tensor_to_image
-from recipe import RunConfig, out_folder
+from recipe import RunConfig
 from sd.controlnet import ControlNet
 from sd.diffusion import Diffusion
 from sd.unet import UNet
 from sd.vae import VAE
 from sd.weights import fingerprint
-from seeds import torch_rng
 from training import Batch, make_optimizer, train
 
 PREVIEWS = 4  # masks a class
@@ -102,8 +104,7 @@ def load_photos(config: Config, path: Path, header: Header) -> DefectDataset:
     if dataset.classes != header.classes:
         raise UserError(f"--data: its classes are {', '.join(dataset.classes)}; {path} was trained on "
                         f"{', '.join(header.classes)}: give the same, in the same order")
-    counts = [sum(item.class_id == i for item in dataset.items) for i in range(len(dataset.classes))]
-    print(f"{len(dataset)} images:", ", ".join(map("{} {}".format, dataset.classes, counts)))
+    print(dataset.summary())
     return dataset
 
 
@@ -119,24 +120,13 @@ def diffusion_loss(config: Config, unet: UNet, control: ControlNet, context: Cla
 
     ControlNet (arXiv 2302.05543), equation 5. Gradients pass the UNet's decoder; its encoder keeps nothing.
     """
-    device, dtype, size = context.null.device, DTYPES[config.precision], config.resolution // 8
-    # All that is random about an image is drawn for itself alone: it is the same in any batch.
-    rngs = [torch_rng(config.seed, "step", int(epoch), int(item))
-            for epoch, item in zip(batch["epoch"], batch["item"], strict=True)]
-
-    def noise() -> Tensor:
-        return torch.stack([torch.randn(4, size, size, generator=rng) for rng in rngs]).to(device)
-
-    def chosen(share: float) -> Tensor:
-        return torch.stack([torch.rand((), generator=rng) < share for rng in rngs])
-
-    z_0 = batch["mean"].to(device) + batch["std"].to(device) * noise()
-    eps = noise()
-    t = torch.stack([torch.randint(0, 1000, (), generator=rng) for rng in rngs]).to(device)
-    class_id = torch.where(chosen(config.class_dropout), NULL, batch["class_id"]).to(device)
-    mask = batch["mask"] * ~chosen(config.mask_dropout)[:, None, None, None]
+    device = context.null.device
+    draws = Draws(config, batch, device)
+    z_0 = draws.latents(batch["mean"], batch["std"])
+    eps, t, class_id = draws.noise(), draws.timesteps(), draws.class_ids()
+    mask = batch["mask"] * ~draws.chosen(config.mask_dropout)[:, None, None, None]
     condition = to_condition(mask.to(device), control.config.conditioning_channels)
-    with autocast(device, dtype):
+    with autocast(device, DTYPES[config.precision]):
         z_t, tokens = DIFFUSION.add_noise(z_0, eps, t), context(class_id)
         eps_hat = unet(z_t, t, tokens, control(z_t, t, tokens, condition))
     return (eps_hat.float() - eps).square().mean(dim=(1, 2, 3))
@@ -166,21 +156,18 @@ def preview(config: Config, frozen: Generator, control: ControlNet, dataset: Def
 
 def main() -> None:
     config = parse(Config, __doc__, EXAMPLE)
-    device = choose_device(config.device)
-    config.precision = choose_precision(config.precision, device)  # the one used goes into every record
+    device, folder = settle(config, "control")
     path = find_adapter(Path(config.class_ckpt))
     class_tensors, header = read_adapter(path)
     take_over(config, path, header)
-    folder = out_folder(config, "control")
-    config.out = str(folder)
     dataset = load_photos(config, path, header)
 
-    # Frozen, so its LoRA is merged for good, and on a GPU all of it is kept in half precision.
     frozen = load_generator(path, base=config.base, strength=1.0, device=device,
-                            dtype=DTYPES[config.precision] if device.type == "cuda" else torch.float32)
+                            dtype=frozen_dtype(config, device))
     about = ControlHeader(
         class_ckpt=sha256(path), init=config.init, fingerprint="", rank=config.control_rank,
-        channels=len(dataset.classes) if config.class_channels else 3, mask_dropout=config.mask_dropout)
+        channels=len(dataset.classes) if config.class_channels else 3,
+        class_channels=config.class_channels, mask_dropout=config.mask_dropout)
     control = new_control(about, frozen.unet, config.seed)
     if config.control_rank:
         about = dataclasses.replace(about, fingerprint=fingerprint(control))
@@ -194,7 +181,7 @@ def main() -> None:
     trained = trained_control(control)
     print(f"{sum(tensor.numel() for tensor in trained.values()):,} parameters to train")
     optimizer = make_optimizer(config, ([w for w in control.parameters() if w.requires_grad], config.lr))
-    photos, loss_fn = with_latents(config, f"control{about.channels}", dataset, frozen.vae,
+    photos, loss_fn = with_latents(config, f"control{dataset.channels}", dataset, frozen.vae,
                                    partial(encode, config, frozen.vae),
                                    partial(diffusion_loss, config, frozen.unet, control, frozen.context))
     train(config, folder, photos, loss_fn, optimizer, {**class_tensors, **trained}, header,

@@ -31,7 +31,8 @@ sys.path.insert(0, str(ROOT))
 from control import to_condition  # noqa: E402
 from data import DataConfig, load_dataset  # noqa: E402
 from folders import GOOD  # noqa: E402
-from generation import Control, Drawing, Generator, draw, load_generator  # noqa: E402
+from generation import Drawing, Generator, draw, load_generator  # noqa: E402
+from guidance import Control  # noqa: E402
 from tiny.judge import confusion, describe, train, wilson  # noqa: E402
 
 CLASS = "--base tiny --resolution 128 --epochs 80 --batch-size 8 --lr 2e-3 --lr-decay 50=0.5 70=0.1 " \

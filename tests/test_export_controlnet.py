@@ -13,7 +13,8 @@ from test_train_controlnet import stage_a, trained
 
 import export_controlnet
 from adapter import NULL
-from generation import Control, draw
+from generation import draw
+from guidance import Control
 from sd.weights import load_controlnet
 
 __all__ = ["place", "stage_a"]

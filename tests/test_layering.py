@@ -38,8 +38,11 @@ ALLOWED = {
     "sd.weights": "errors sd.controlnet sd.hub sd.parts sd.unet sd.vae",
     "sd.inpainting": "sd.layers sd.unet sd.weights",
     "control": "adapter errors files lora sd.controlnet sd.parts sd.unet sd.weights seeds",
-    "generation": "adapter control errors foreign lora masks sd.controlnet sd.diffusion sd.inpainting "
-                  "sd.layers sd.unet sd.vae sd.weights seeds",
+    "guidance": "adapter sd.controlnet sd.diffusion sd.inpainting sd.layers sd.unet",
+    "generation": "adapter control errors foreign guidance lora masks sd.controlnet sd.diffusion "
+                  "sd.inpainting sd.unet sd.vae sd.weights seeds",
+    "steering": "adapter augmentation control errors folders generation guidance mask_bank pictures "
+                "sample_folder",
     "painting": "adapter decode errors folders generation mask_bank masks paste pictures sample_folder",
     "draws": "adapter recipe seeds training",
     "holes": "augmentation data folders masks seeds",
@@ -48,10 +51,12 @@ ALLOWED = {
                    "sd.diffusion sd.unet sd.vae sd.weights training",
     "train_inpaint": "adapter config draws errors folders generation holes latents learner machine masks "
                      "pictures recipe sd.diffusion sd.inpainting sd.unet sd.vae sd.weights training",
-    "train_controlnet": "adapter config control data errors generation latents machine pictures recipe "
-                        "sd.controlnet sd.diffusion sd.unet sd.vae sd.weights seeds training",
+    "train_controlnet": "adapter config control data draws errors generation guidance latents learner "
+                        "machine pictures recipe sd.controlnet sd.diffusion sd.unet sd.vae sd.weights "
+                        "training",
     "export_controlnet": "config control errors generation",
-    "sample": "adapter config errors files formats generation machine painting pictures sample_folder",
+    "sample": "adapter config errors files formats generation machine painting pictures sample_folder "
+              "steering",
 }
 
 

@@ -22,12 +22,15 @@ import train_class
 import train_controlnet
 from adapter import ControlHeader, read_adapter
 from control import new_control
-from generation import Control, Drawing, Generator, draw, load_generator
+from generation import Drawing, Generator, draw, load_generator
+from guidance import Control
 
 __all__ = ["place"]
 SHORT = ("--preview-every", 0, "--accumulate", 1, "--lr", 1e-3)
-WHOLE = ControlHeader(class_ckpt="", init=None, fingerprint="", rank=0, channels=3, mask_dropout=0)
-LOW_RANK = ControlHeader(class_ckpt="", init=None, fingerprint="", rank=2, channels=3, mask_dropout=0)
+WHOLE = ControlHeader(class_ckpt="", init=None, fingerprint="", rank=0, channels=3,
+                      class_channels=False, mask_dropout=0)
+LOW_RANK = ControlHeader(class_ckpt="", init=None, fingerprint="", rank=2, channels=3,
+                         class_channels=False, mask_dropout=0)
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,125 @@
+"""sample.py with a checkpoint of train_controlnet.py: damage drawn where the masks say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from bases import Outcome, Place, command, place, rows
+from PIL import Image
+from test_train_controlnet import stage_a, train
+from trees import save, square_mask
+
+import sample
+from data import DataConfig, load_dataset
+from generation import Generator
+
+__all__ = ["place", "stage_a"]
+DAMAGES = ["broken_large", "broken_small", "contamination"]
+
+
+@pytest.fixture(scope="module")
+def run(place: Place, stage_a: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint whose ControlNet does something; trained with dropped masks and classes."""
+    out = tmp_path_factory.mktemp("control") / "run"
+    outcome = train(place, stage_a, "--out", out, "--max-steps", 6, "--lr", 0.01, "--control-rank", 2)
+    assert outcome.status == 0, outcome
+    return out
+
+
+@pytest.fixture(autouse=True)
+def masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Mask files: a square one and one that is not, for every class."""
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path / "masks/a.png", square_mask(255))
+    save(tmp_path / "masks/b.png", square_mask(7, size=(128, 96)))
+    return tmp_path / "masks"
+
+
+def draw(run: Path, *arguments: object) -> Outcome:
+    return command(sample.main, "--ckpt", run, "--steps", 2, "--per-class", 2, *arguments)
+
+
+def pixels(out: str, damage: str, number: int, part: str = "image") -> np.ndarray:
+    with Image.open(f"{out}/{part}/{damage}/{number:03d}{'_mask' * (part == 'mask')}.png") as image:
+        return np.asarray(image).astype(int)
+
+
+def test_the_mask_bank(run: Path) -> None:
+    """By default the masks are the training data's, re-placed; what is drawn reads back as a dataset."""
+    outcome = draw(run, "--guidance", 2, "--mask-guidance", 3)
+    assert outcome.status == 0, outcome
+    noted = rows(Path("generated/samples.jsonl"))
+    assert len(noted) == 8 and all(row["control_scale"] == 1 and row["mask_guidance"] == 3 for row in noted)
+    for row in noted:
+        if row["class"] == "good":
+            assert "mask" not in row
+        else:
+            assert Path(row["mask"]).parent.name == row["class"]
+            assert np.shape(row["transform"]["matrix"]) == (2, 3)
+    back = load_dataset(DataConfig(["generated"], resolution=64, load_masks=True, augment=False))
+    assert back.classes == [*DAMAGES, "good"] and len(back) == 8
+    assert all(back.example(i, 0)["mask"].any() == (i < 6) for i in range(8))
+    with Image.open("generated/grid.png") as grid:
+        assert grid.height > 7 * 64  # a second row of outlined masks for each damage
+
+
+def test_given_masks_are_used_as_they_are(run: Path, masks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(Generator, "draw", lambda self, wanted, drawing, control: seen.append(control)
+                        or torch.zeros(len(wanted), 3, 64, 64))
+    assert draw(run, "--masks", masks, "--classes", "broken_large", "good", "--batch-size", 1).status == 0
+    for number, name in enumerate("ab"):
+        mask = pixels("generated", "broken_large", number, "mask")
+        assert set(np.unique(mask)) == {0, 1} and mask.shape == (64, 64)
+        condition = seen[number].condition
+        assert condition.shape == (1, 3, 64, 64) and np.array_equal(condition[0, 2].numpy(), mask)
+        assert rows(Path("generated/samples.jsonl"))[number]["mask"].endswith(f"{name}.png")
+    assert np.array_equal(pixels("generated", "broken_large", 0, "mask"),
+                          np.asarray(Image.open(masks / "a.png").resize((64, 64), Image.Resampling.BOX)) > 0)
+    assert all(control.condition.sum() == 0 for control in seen[2:])
+    save(masks / "c.png", square_mask(255))
+    assert draw(run, "--masks", masks, "--classes", "broken_large").failed_with("inputs was")
+
+
+def test_scale_and_guidance(run: Path, stage_a: Path, masks: Path) -> None:
+    """At --control-scale 0 it draws what the class checkpoint draws, to the last bit."""
+    flags = ("--masks", masks, "--classes", "broken_small")
+    assert draw(stage_a, "--classes", "broken_small", "--out", "class").status == 0
+    for name, more in {"none": ("--control-scale", 0), "half": ("--control-scale", 0.5), "whole": (),
+                       "guided": ("--mask-guidance", 4)}.items():
+        assert draw(run, *flags, *more, "--out", name).status == 0
+    drawn = {name: pixels(name, "broken_small", 0) for name in ("class", "none", "half", "whole", "guided")}
+    assert np.array_equal(drawn["none"], drawn["class"])
+    different = [drawn[name] for name in ("class", "half", "whole", "guided")]
+    assert all((a != b).any() for i, a in enumerate(different) for b in different[:i])
+
+
+def test_a_channel_a_class(place: Place, stage_a: Path, masks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome = train(place, stage_a, "--out", "run", "--max-steps", 1, "--class-channels")
+    assert outcome.status == 0, outcome
+    seen = []
+    monkeypatch.setattr(Generator, "draw", lambda self, wanted, drawing, control: seen.append(control)
+                        or torch.zeros(len(wanted), 3, 64, 64))
+    assert draw(Path("run"), "--masks", masks, "--per-class", 1).status == 0
+    shown = torch.cat([control.condition for control in seen]).sum((2, 3)) > 0
+    assert torch.equal(shown, torch.diag(torch.tensor([True, True, True, False])))
+
+
+def test_refusals(place: Place, run: Path, stage_a: Path, masks: Path) -> None:
+    assert draw(stage_a, "--masks", masks).failed_with("--masks", "'class'")
+    assert draw(stage_a, "--control-scale", 0.5).failed_with("--control-scale", "'class'")
+    assert draw(run, "--images", masks).failed_with("--images", "'control'")
+    assert draw(run, "--masks", "nowhere").failed_with("nowhere")
+    save(masks / "empty.png", square_mask(0))
+    assert draw(run, "--masks", masks).failed_with("empty.png", "empty")
+    long = np.zeros((32, 128), np.uint8)
+    long[10:14] = 1
+    save(masks / "empty.png", long)
+    assert draw(run, "--masks", masks, "--per-class", 3).failed_with("empty.png", "32 pixels")
+    outcome = train(place, stage_a, "--out", "sure", "--max-steps", 1, "--mask-dropout", 0)
+    assert outcome.status == 0, outcome
+    assert draw(Path("sure"), "--mask-guidance", 2).failed_with("--mask-guidance 2", "--mask-dropout")
+    assert not Path("generated").exists()
