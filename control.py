@@ -7,15 +7,18 @@ while the condition encoder and the convolutions of the outputs, which no UNet h
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import lora
-from adapter import ControlHeader
+from adapter import ClassContext, ControlHeader, Header
 from errors import UserError
 from files import save_json, write_atomic
+from guidance import Control
 from sd.controlnet import ControlNet, copy_encoder
 from sd.parts import controlnet_json
 from sd.unet import UNet
@@ -23,6 +26,31 @@ from sd.weights import WEIGHTS, fingerprint, load_controlnet
 from seeds import torch_rng
 
 LOW_RANK_TARGETS = (*lora.TARGETS, "net.0.proj", "net.2", "time_emb_proj", "linear_1", "linear_2")
+
+
+class Steer(NamedTuple):
+    """How a ControlNet counts at sampling; as samples.jsonl notes it."""
+
+    control_scale: float = 1.0  # 0: not at all
+    mask_guidance: float = 1.0
+    control: str | None = None  # SHA-256 of its checkpoint, where that is not the one that draws
+
+
+class Steered(NamedTuple):
+    """A checkpoint's ControlNet with the damage types it was trained on."""
+
+    net: ControlNet
+    context: ClassContext
+    header: Header
+
+    def control(self, masks: list[np.ndarray], damages: list[str], steer: Steer) -> Control:
+        """What steers a batch of these classes towards its masks, each (R,R) in {0,1}."""
+        mask = torch.from_numpy(np.stack(masks))[:, None]
+        if self.header.control.class_channels:
+            class_id = [self.header.classes.index(name) for name in damages]
+            mask = mask * torch.eye(len(self.header.classes), dtype=mask.dtype)[class_id][:, :, None, None]
+        condition = to_condition(mask.to(self.context.null.device), self.header.control.channels)
+        return Control(self.net, self.context, condition, steer.control_scale, steer.mask_guidance)
 
 
 def to_condition(mask: Tensor, channels: int) -> Tensor:

@@ -37,9 +37,9 @@ def main() -> None:
         raise UserError(f"--out {out}: exists and is not an empty folder; give another")
     generator = load_generator(Path(config.ckpt), base=config.base, strength=1.0, device=torch.device("cpu"),
                                dtype=torch.float32)
-    if generator.control is None:
+    if generator.steered is None:
         raise UserError(f"{generator.path}: holds no ControlNet; give a checkpoint of train_controlnet.py")
-    for file in write_controlnet(out, generator.control):
+    for file in write_controlnet(out, generator.steered.net):
         print(file)
 
 

@@ -13,11 +13,10 @@ from torch import Tensor
 import foreign
 import lora
 from adapter import WIDE, ClassContext, Header, find_adapter, load_adapter, read_adapter
-from control import load_control
+from control import Steered, load_control
 from errors import UserError
 from guidance import Control, guided
 from masks import latent_mask
-from sd.controlnet import ControlNet
 from sd.diffusion import Eps, Noise, ddim, ddpm, dpm_solver, first_abar, solver_timesteps
 from sd.inpainting import UNetInPicture, load_inpainting_unet
 from sd.unet import UNet
@@ -98,7 +97,7 @@ def draw(unet: UNet | UNetInPicture, vae: VAE, context: ClassContext, wanted: li
 
 @torch.no_grad()
 def paint(unet: UNet, vae: VAE, context: ClassContext, wanted: list[Wanted], image: Tensor, hole: Tensor,
-          drawing: Drawing) -> Tensor:
+          drawing: Drawing, control: Control | None = None) -> Tensor:
     """Draw into pictures: image (B, 3, R, R) in [-1, 1] and hole (B, 1, R, R) in {0, 1} -> as `draw`.
 
     unet: one of nine channels. What it returns beside the hole is the VAE's picture of the picture.
@@ -113,7 +112,7 @@ def paint(unet: UNet, vae: VAE, context: ClassContext, wanted: list[Wanted], ima
 
     in_picture = UNetInPicture(unet, latent_mask(hole), encode(image * (1 - hole), "masked"))
     z_0 = encode(image, "photo") if drawing.start else None
-    return draw(in_picture, vae, context, wanted, drawing, resolution, z_0=z_0)
+    return draw(in_picture, vae, context, wanted, drawing, resolution, control, z_0)
 
 
 @dataclass(frozen=True)
@@ -125,7 +124,7 @@ class Generator:
     context: ClassContext
     header: Header
     path: Path
-    control: ControlNet | None  # in checkpoints of kind "control"
+    steered: Steered | None  # in checkpoints of kind "control"
 
     def _ids(self, wanted: list[tuple[str, int]]) -> list[Wanted]:
         return [(name, self.header.classes.index(name), number) for name, number in wanted]
@@ -135,9 +134,10 @@ class Generator:
         return draw(self.unet, self.vae, self.context, self._ids(wanted), drawing, self.header.resolution,
                     control)
 
-    def paint(self, wanted: list[tuple[str, int]], image: Tensor, hole: Tensor, drawing: Drawing) -> Tensor:
+    def paint(self, wanted: list[tuple[str, int]], image: Tensor, hole: Tensor, drawing: Drawing,
+              control: Control | None = None) -> Tensor:
         """The same, drawn into the holes (B, 1, R, R) of pictures (B, 3, R, R)."""
-        return paint(self.unet, self.vae, self.context, self._ids(wanted), image, hole, drawing)
+        return paint(self.unet, self.vae, self.context, self._ids(wanted), image, hole, drawing, control)
 
 
 def _load_base(base: str, kind: str, *, widened: bool) -> UNet:
@@ -148,10 +148,12 @@ def _load_base(base: str, kind: str, *, widened: bool) -> UNet:
 
 
 def load_generator(ckpt: Path, *, base: str | None, strength: float, device: torch.device,
-                   dtype: torch.dtype, loras: Sequence[tuple[Path, float]] = ()) -> Generator:
+                   dtype: torch.dtype, loras: Sequence[tuple[Path, float]] = (),
+                   control: str | None = None) -> Generator:
     """Load a checkpoint and the base that its header names (or `base`), merge its LoRA at `strength`.
 
-    loras: LoRA files of others to add, each with its strength.
+    loras: LoRA files of others to add, each with its strength. control: the checkpoint whose ControlNet
+    steers it, if that is not its own.
     Raises UserError for a damaged file or a base with other weights than the checkpoint was trained on.
     """
     path = find_adapter(ckpt)
@@ -166,14 +168,17 @@ def load_generator(ckpt: Path, *, base: str | None, strength: float, device: tor
     if fingerprint(unet) != header.fingerprint:
         raise UserError(f"{path}: was trained on other weights than --base {base or header.base} has; "
                         f"give the base it was trained on ({header.base})")
-    context = load_adapter(path, header, tensors, unet, unet.config.cross_attention_dim)
-    control = None
+    context = load_adapter(path, header, tensors, unet, unet.config.cross_attention_dim).to(device)
+    steered = None
     if header.control:  # what it copies is the UNet with the whole LoRA, at any strength
         with lora.merged(unet):
-            control = load_control(path, header.control, tensors, unet).to(device, dtype)
+            net = load_control(path, header.control, tensors, unet).to(device, dtype)
+        steered = Steered(net, context, header)
+    if control:
+        steered = load_generator(Path(control), base=None, strength=1.0, device=device, dtype=dtype).steered
     lora.set_strength(unet, strength)
     lora.merge(unet)  # in fp32, then cast once: small updates would vanish in half weights
     for file, scale in loras:
         foreign.add(unet, "unet", file, scale)
     vae = load_vae(base or header.base, device=device, dtype=torch.float32)
-    return Generator(unet.to(device, dtype), vae, context.to(device), header, path, control)
+    return Generator(unet.to(device, dtype), vae, context, header, path, steered)

@@ -17,9 +17,13 @@ from sd.unet import UNet
 
 @dataclass(frozen=True)
 class Control:
-    """A ControlNet at work: a condition (B, C, R, R) in [0,1] for each image, and how it counts."""
+    """A ControlNet at work: a condition (B, C, R, R) in [0,1] for each image, and how it counts.
+
+    context: the damage types that it was trained with, which on another checkpoint are not the UNet's.
+    """
 
     net: ControlNet
+    context: ClassContext
     condition: Tensor
     scale: float = 1.0  # of the residuals: 0 is the UNet alone
     guidance: float = 1.0  # away from what the empty mask gives
@@ -49,11 +53,13 @@ def guided(unet: UNet | UNetInPicture, context: ClassContext, class_id: Tensor, 
         conditions = [control.condition] * (len(ids) - 1) + [torch.zeros_like(control.condition)]
     dtype = unet.conv_in.weight.dtype
     tokens = FixedContext(context(torch.cat(ids)).to(dtype))
-    condition = torch.cat(conditions).to(dtype) if control else None
+    if control:
+        own_tokens = FixedContext(control.context(torch.cat(ids)).to(dtype))
+        condition = torch.cat(conditions).to(dtype)
 
     def eps(z_t: Tensor, t: int) -> Tensor:
         z_t, time = z_t.to(dtype), torch.tensor([t], device=z_t.device)
-        residuals = control.residuals(z_t, time, tokens, condition) if control else None
+        residuals = control.residuals(z_t, time, own_tokens, condition) if control else None
         eps_hat, *others = unet(z_t, time, tokens, residuals).float().chunk(len(ids))
         away = [(scale - 1) * (eps_hat - other) for scale, other in zip(scales, others, strict=True)]
         return sum(away, eps_hat)

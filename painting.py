@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from adapter import Header
+from control import Steer
 from decode import IMAGE_SUFFIXES, read_image
 from errors import UserError
 from folders import is_good
@@ -43,15 +44,17 @@ class Seams:
 class Painting:
     """Photos and masks given out to (class, number) pairs, as functions of them and of the seed alone."""
 
-    def __init__(self, photos: list[Path], masks: MaskBank | MaskFiles, seams: Seams,
-                 resolution: int) -> None:
+    def __init__(self, photos: list[Path], masks: MaskBank | MaskFiles, seams: Seams, resolution: int,
+                 steer: Steer | None = None) -> None:
         self.photos, self.masks, self.seams, self.resolution = photos, masks, seams, resolution
+        self.steer = steer
         self._small: set[str] = set()
 
     @property
     def settings(self) -> dict[str, Any]:
         """What all images of a folder have in common, so that a changed input is noticed."""
-        return {**vars(self.seams), "inputs": digest([*self.photos, *self.masks.all_files()])}
+        return {**vars(self.seams), "inputs": digest([*self.photos, *self.masks.all_files()]),
+                **(self.steer._asdict() if self.steer else {})}
 
     def check(self, wanted: list[tuple[str, int]]) -> None:
         """Raises UserError, before anything is drawn, where a given mask fits no photo."""
@@ -78,7 +81,13 @@ class Painting:
         tasks = [self.task(*pair) for pair in wanted]
         image = torch.stack([torch.from_numpy(task.view.image.copy()) for task in tasks]).permute(0, 3, 1, 2)
         hole = torch.stack([torch.from_numpy(task.view.hole)[None] for task in tasks])
-        painted = generator.paint(wanted, image.float() / 127.5 - 1, hole.float(), drawing)
+        control = None
+        if self.steer:
+            damages = [damage for damage, _ in wanted]
+            masks = [task.view.region * np.uint8(not is_good(damage))
+                     for task, damage in zip(tasks, damages, strict=True)]
+            control = generator.steered.control(masks, damages, self.steer)
+        painted = generator.paint(wanted, image.float() / 127.5 - 1, hole.float(), drawing, control)
         return [self._sample(task, damage, np.asarray(tensor_to_image(picture)))
                 for task, (damage, _), picture in zip(tasks, wanted, painted, strict=True)]
 
@@ -90,12 +99,13 @@ class Painting:
 
 
 def open_painting(images: str | None, masks: str | None, header: Header, classes: list[str], seams: Seams,
-                  seed: int) -> Painting:
+                  seed: int, steer: Steer | None = None) -> Painting:
     """--images and --masks. Raises UserError for what is missing."""
     if images is None:
         raise UserError("--images: this checkpoint paints into photos; give a folder of undamaged ones, such "
                         "as DS-MVTec/bottle/image/good")
-    return Painting(find_photos(images), open_masks(masks, header, classes, seed), seams, header.resolution)
+    return Painting(find_photos(images), open_masks(masks, header, classes, seed), seams, header.resolution,
+                    steer)
 
 
 def find_photos(folder: str) -> list[Path]:

@@ -28,6 +28,7 @@ class View(NamedTuple):
     mask: np.ndarray  # (H,W) in {0,1}, the damage within the square, in photo pixels
     cells: int  # that the damage covers on the model's latent grid
     box: tuple[int, int, int]  # where it was cut out: (top, left, side) in photo pixels
+    region: np.ndarray  # (R,R) in {0,1}, the damage as the model sees it
 
 
 def make_view(photo: np.ndarray, mask: np.ndarray, resolution: int, name: str, *, close: bool = False,
@@ -46,7 +47,7 @@ def make_view(photo: np.ndarray, mask: np.ndarray, resolution: int, name: str, *
                         "shorter side; cut up the photo or the mask")
     image, region = warp(prepare(photo, box, resolution), prepare(inside, box, resolution), IDENTITY,
                          resolution)
-    return View(image, grow(region, MARGIN * resolution), inside, latent_cells(region), box)
+    return View(image, grow(region, MARGIN * resolution), inside, latent_cells(region), box, region)
 
 
 def _box(mask: np.ndarray, resolution: int, close: bool) -> tuple[int, int, int]:

@@ -22,12 +22,13 @@ from machine import DTYPES, PRECISIONS, choose_device, choose_precision
 from painting import Painting, Seams, open_painting
 from pictures import grid, outline, tensor_to_image
 from sample_folder import LAYOUTS, Sample, SampleFolder
-from steering import Steering, open_steering
+from steering import Steering, open_steering, read_steer
 
 SHOWN, SHOWN_SIDE = 8, 512  # images a class in grid.png, and their side at most
 # Which flags only some kinds of checkpoint have.
-FLAGS = {"class": (), "control": ("masks", "control_scale", "mask_guidance"),
-         "inpaint": ("images", "masks", "strength", "crop", "paste", "match_colour")}
+STEERING = ("masks", "control_scale", "mask_guidance")
+FLAGS = {"class": (), "control": STEERING,
+         "inpaint": (*STEERING, "control", "images", "strength", "crop", "paste", "match_colour")}
 
 EXAMPLE = """example:
   python sample.py --ckpt runs/bottle-class --out generated/bottle --classes broken_small --per-class 100
@@ -64,8 +65,9 @@ class Config:
                               "train_inpaint.py)", group="where")
     masks: str | None = flag(None, "a dataset, whose masks are re-placed on the object (default: the one "
                              "trained on), or a folder of mask files, used as they are", group="where")
-    control_scale: float = flag(1.0, "strength of the ControlNet (checkpoints of train_controlnet.py): 0 is "
-                                "the class checkpoint alone", group="where", minimum=0)
+    control: str | None = flag(None, "checkpoint of train_controlnet.py that steers one of train_inpaint.py",
+                               group="where")
+    control_scale: float = flag(1.0, "strength of the ControlNet; 0 is none", group="where", minimum=0)
     mask_guidance: float = flag(1.0, "guidance scale over the mask; not 1 needs a checkpoint trained with "
                                 "--mask-dropout", group="where", minimum=0)
     crop: bool = flag(False, "paint a close view of the damage: for masks that are small", group="where")
@@ -94,10 +96,6 @@ def check(config: Config, header: Header) -> None:
         raise UserError(f"--guidance {config.guidance:g}: this checkpoint was trained without "
                         "--class-dropout, so it has no null class to guide from; use 1, or train with "
                         "--class-dropout 0.1")
-    if config.mask_guidance != 1 and header.control and header.control.mask_dropout == 0:
-        raise UserError(f"--mask-guidance {config.mask_guidance:g}: this checkpoint was trained without "
-                        "--mask-dropout, so an empty mask says that there is no damage; use 1, or train with "
-                        "--mask-dropout 0.1")
     if config.eta and config.sampler != "ddim":
         raise UserError(f"--eta {config.eta:g}: only --sampler ddim has it")
     if config.steps == 1000 and config.sampler == "dpm++linspace":
@@ -127,12 +125,13 @@ class Pictures:
 
 def open_source(config: Config, header: Header, classes: list[str]) -> Pictures | Painting | Steering:
     """What draws for this kind of checkpoint."""
+    steer = read_steer(config.control, header, config.control_scale, config.mask_guidance, config.guidance)
     if header.kind == "control":
-        return open_steering(config.masks, header, classes, config.control_scale, config.mask_guidance,
-                             config.seed)
+        return open_steering(config.masks, header, classes, steer, config.seed)
     if header.kind == "inpaint":
         seams = Seams(config.crop, config.paste, config.match_colour)
-        return open_painting(config.images, config.masks, header, classes, seams, config.seed)
+        return open_painting(config.images, config.masks, header, classes, seams, config.seed,
+                             steer if config.control else None)
     return Pictures()
 
 
@@ -187,7 +186,7 @@ def main() -> None:
 
     if wanted:
         generator = load_generator(path, base=config.base, strength=config.lora_scale, device=device,
-                                   dtype=DTYPES[precision], loras=loras)
+                                   dtype=DTYPES[precision], loras=loras, control=config.control)
     with tqdm(total=len(wanted), unit="image", disable=None) as bar:
         for start in range(0, len(wanted), config.batch_size):
             batch = wanted[start:start + config.batch_size]

@@ -145,7 +145,7 @@ def preview(config: Config, frozen: Generator, control: ControlNet, dataset: Def
         condition = to_condition(masks, control.config.conditioning_channels).to(device)
         with autocast(device, DTYPES[config.precision]):
             images = draw(frozen.unet, frozen.vae, frozen.context, [(name, class_id, i) for i in items],
-                          drawing, config.resolution, Control(control, condition))
+                          drawing, config.resolution, Control(control, frozen.context, condition))
         rows.append([outline(tensor_to_image(image), mask.amax(0).numpy())
                      for image, mask in zip(images, masks, strict=True)])
     control.train()

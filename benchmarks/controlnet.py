@@ -28,11 +28,10 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from control import to_condition  # noqa: E402
+from control import Steer  # noqa: E402
 from data import DataConfig, load_dataset  # noqa: E402
 from folders import GOOD  # noqa: E402
 from generation import Drawing, Generator, draw, load_generator  # noqa: E402
-from guidance import Control  # noqa: E402
 from tiny.judge import confusion, describe, train, wilson  # noqa: E402
 
 CLASS = "--base tiny --resolution 128 --epochs 80 --batch-size 8 --lr 2e-3 --lr-decay 50=0.5 70=0.1 " \
@@ -71,10 +70,9 @@ def drawn(frozen: Generator, scale: float, name: str, class_id: int, masks: Tens
     parts, resolution = [], frozen.header.resolution
     for first in range(0, len(masks), AT_ONCE):
         part = masks[first:first + AT_ONCE]
-        condition = to_condition(part, frozen.header.control.channels)
         parts.append(draw(frozen.unet, frozen.vae, frozen.context,
                           [(name, class_id, first + i) for i in range(len(part))], DRAWING, resolution,
-                          Control(frozen.control, condition, scale)))
+                          frozen.steered.control(list(part[:, 0].numpy()), [name] * len(part), Steer(scale))))
     return torch.cat(parts)
 
 

@@ -49,7 +49,7 @@ def test_diffusers_draws_the_same_picture(place: Place, stage_a: Path, rank: int
 
     def drawn(scale: float) -> torch.Tensor:
         return draw(ours.unet, ours.vae, ours.context, [("broken_large", 0, 0)], DRAWING, SIZE,
-                    Control(ours.control, mask, scale))
+                    Control(ours.steered.net, ours.context, mask, scale))
 
     for scale in (1.0, 0.5):
         torch.testing.assert_close(drawn(scale), theirs(scale), rtol=0, atol=1e-4)
@@ -62,7 +62,7 @@ def test_it_is_a_published_controlnet_like_any_other(place: Place, stage_a: Path
     ours = our_generator(Path("run"))
     again = load_controlnet("net", ours.unet.config, condition_channels=4, device="cpu", dtype=torch.float32)
     state = again.state_dict()
-    assert all(torch.equal(state[name], tensor) for name, tensor in ours.control.state_dict().items())
+    assert all(torch.equal(state[name], tensor) for name, tensor in ours.steered.net.state_dict().items())
 
 
 def test_refusals(place: Place, stage_a: Path) -> None:

@@ -37,13 +37,13 @@ ALLOWED = {
     "sd.parts": "errors sd sd.compvis sd.controlnet sd.unet sd.vae",
     "sd.weights": "errors sd.controlnet sd.hub sd.parts sd.unet sd.vae",
     "sd.inpainting": "sd.layers sd.unet sd.weights",
-    "control": "adapter errors files lora sd.controlnet sd.parts sd.unet sd.weights seeds",
     "guidance": "adapter sd.controlnet sd.diffusion sd.inpainting sd.layers sd.unet",
-    "generation": "adapter control errors foreign guidance lora masks sd.controlnet sd.diffusion "
-                  "sd.inpainting sd.unet sd.vae sd.weights seeds",
-    "steering": "adapter augmentation control errors folders generation guidance mask_bank pictures "
+    "control": "adapter errors files guidance lora sd.controlnet sd.parts sd.unet sd.weights seeds",
+    "generation": "adapter control errors foreign guidance lora masks sd.diffusion sd.inpainting "
+                  "sd.unet sd.vae sd.weights seeds",
+    "steering": "adapter control errors folders generation mask_bank paste pictures sample_folder",
+    "painting": "adapter control decode errors folders generation mask_bank masks paste pictures "
                 "sample_folder",
-    "painting": "adapter decode errors folders generation mask_bank masks paste pictures sample_folder",
     "draws": "adapter recipe seeds training",
     "holes": "augmentation data folders masks seeds",
     "learner": "adapter foreign lora machine recipe sd.unet sd.weights training",

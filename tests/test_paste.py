@@ -96,5 +96,5 @@ def test_changes_are_counted_where_they_are() -> None:
     inside = view.image.astype(int)
     inside[view.hole > 0] += np.where(inside[view.hole > 0] > 127, -10, 10)
     assert changes(view, inside.astype(np.uint8)) == {"fidelity": 1.0, "change": 10.0}
-    outside = View(view.image, 1 - view.hole, view.mask, view.cells, view.box)
+    outside = View(view.image, 1 - view.hole, view.mask, view.cells, view.box, view.region)
     assert changes(outside, inside.astype(np.uint8)) == {"fidelity": 0.0, "change": 0.0}

@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bases import Outcome, Place, command, place, rows
+from bases import Outcome, Place, command, place, rows, write_base
 from PIL import Image
 from test_train_controlnet import stage_a, train
 from trees import save, square_mask
 
 import sample
+import train_inpaint
+from adapter import sha256
 from data import DataConfig, load_dataset
 from generation import Generator
 
@@ -95,6 +97,30 @@ def test_scale_and_guidance(run: Path, stage_a: Path, masks: Path) -> None:
     assert np.array_equal(drawn["none"], drawn["class"])
     different = [drawn[name] for name in ("class", "half", "whole", "guided")]
     assert all((a != b).any() for i, a in enumerate(different) for b in different[:i])
+
+
+def test_it_steers_an_inpainting_checkpoint_too(place: Place, run: Path, tmp_path: Path) -> None:
+    """With the damage types that the ControlNet knows; at --control-scale 0 nothing changes."""
+    base = write_base(tmp_path / "base", inpainting=True)
+    outcome = command(train_inpaint.main, "--data", place.data, "--base", base, "--resolution", 64,
+                      "--preview-every", 0, "--max-steps", 2, "--lr", 0.01, "--class-dropout", 0.2,
+                      "--latent-variants", 1, "--out", tmp_path / "inpaint")
+    assert outcome.status == 0, outcome
+    photos = place.data / "image/good"
+    for name, more in {"alone": (), "none": ("--control", run, "--control-scale", 0),
+                       "steered": ("--control", run),
+                       "guided": ("--control", run, "--mask-guidance", 3)}.items():
+        outcome = draw(tmp_path / "inpaint", "--images", photos, "--guidance", 2, "--out", name, *more)
+        assert outcome.status == 0, outcome
+    alone, none, steered, guided = (pixels(name, "broken_large", 1)
+                                    for name in ("alone", "none", "steered", "guided"))
+    assert np.array_equal(alone, none)
+    assert (steered != alone).any() and (guided != steered).any()
+    assert rows(Path("steered/samples.jsonl"))[0]["control"] == sha256(run / "adapter.safetensors")
+    paint = (tmp_path / "inpaint", "--images", photos, "--out", "refused")
+    assert draw(*paint, "--control", tmp_path / "inpaint").failed_with("--control", "train_controlnet.py")
+    assert draw(*paint, "--control-scale", 2).failed_with("--control-scale", "without --control")
+    assert draw(run, "--control", run).failed_with("--control", "'control'")
 
 
 def test_a_channel_a_class(place: Place, stage_a: Path, masks: Path, monkeypatch: pytest.MonkeyPatch) -> None:

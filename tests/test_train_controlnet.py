@@ -140,7 +140,7 @@ def test_a_fresh_one_draws_what_stage_a_draws(stage_a: Path, about: ControlHeade
     """To the last bit, with any mask."""
     a = generator(stage_a)
     wanted, drawing = [("good", 3, 0), ("broken_large", 0, 1)], Drawing(steps=3, guidance=2)
-    control = Control(new_control(about, a.unet, seed=0), torch.ones(2, 3, 64, 64))
+    control = Control(new_control(about, a.unet, seed=0), a.context, torch.ones(2, 3, 64, 64))
     expected = draw(a.unet, a.vae, a.context, wanted, drawing, 64)
     assert torch.equal(draw(a.unet, a.vae, a.context, wanted, drawing, 64, control), expected)
 
@@ -162,7 +162,7 @@ def test_it_is_loaded_as_it_was_trained(place: Place, stage_a: Path, flags: tupl
               torch.randn(1, 2, 16, generator=rng), torch.ones(1, channels, 64, 64))
     for strength in (1.0, 0.3):
         both = generator("run", strength)
-        loaded = both.control
+        loaded = both.steered.net
         both.unet.conv_in.weight.zero_()  # what changes the UNet, such as --lora, leaves the ControlNet
         with torch.no_grad():
             (skips, mid), (their_skips, their_mid) = loaded(*inputs), made[0].eval()(*inputs)
@@ -239,13 +239,13 @@ def test_a_published_start(place: Place, stage_a: Path, rank: int) -> None:
     tensors = trained(place, stage_a, *flags)
     name = "controlnet_mid_block.weight"
     torch.testing.assert_close(tensors[f"control.{name}"], load_file(init / FP32)[name], rtol=0, atol=2e-6)
-    assert generator("run").control is not None
+    assert generator("run").steered is not None
     write_init(init, seed=1)  # another one under the same name
     if rank:
         with pytest.raises(Exception, match="was trained on another ControlNet than seg"):
             generator("run")
     else:
-        assert generator("run").control is not None  # it holds everything
+        assert generator("run").steered is not None  # it holds everything
 
 
 def test_refused_starts(place: Place, stage_a: Path) -> None:
