@@ -1,12 +1,13 @@
 # make demo    draw a dataset, train on it, sample from it: minutes on a laptop, no download but the packages
 # make test    everything that needs neither GPU nor network, and ruff
+# make bench   this project beside diffusers + peft: times and memory, into benchmarks/
 PYTHON ?= python3
 VENV   := .venv
 RUN    := $(VENV)/bin/python
 PIP    := $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 DEMO   := demo_run
 
-.PHONY: demo test quick clean
+.PHONY: demo test quick bench clean
 
 $(VENV)/demo.ready: requirements.txt constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'error: Python 3.10 or later is needed')"
@@ -41,6 +42,10 @@ test: $(VENV)/test.ready
 # the quick tests alone
 quick: $(VENV)/test.ready
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -m "not slow"
+
+# side by side with diffusers + peft at SD 1.5's size, on the CPU: about 16 GB of memory
+bench: $(VENV)/test.ready
+	$(RUN) bench.py
 
 clean:
 	rm -rf $(DEMO) runs generated

@@ -51,6 +51,7 @@ ALLOWED = {
                    "sd.diffusion sd.unet sd.vae sd.weights training",
     "train_inpaint": "adapter config draws errors folders generation holes latents learner machine masks "
                      "pictures recipe sd.diffusion sd.inpainting sd.unet sd.vae sd.weights training",
+    "bench": "config demo errors files sd.parts sd.weights",
     "train_controlnet": "adapter config control data draws errors generation guidance latents learner "
                         "machine pictures recipe sd.controlnet sd.diffusion sd.unet sd.vae sd.weights "
                         "training",
