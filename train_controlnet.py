@@ -12,11 +12,12 @@ from PIL import Image
 from torch import Tensor
 
 import errors
-from adapter import NULL, ClassContext, ControlHeader, Header, find_adapter, read_adapter, sha256
+from adapter import NULL, ClassContext, ControlHeader, Header, find_adapter, read_adapter
 from config import flag, parse
 from control import new_control, to_condition, trained_control
 from data import DefectDataset, load_dataset
 from errors import UserError
+from files import sha256
 from generation import Control, Drawing, Generator, draw, load_generator
 from latents import posterior, with_latents
 from machine import DTYPES, autocast, choose_checkpointing, choose_device, choose_precision

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 
 # From the leaves up; a module may import what stands to the right of its name, and nothing else of ours.
 ALLOWED = {
-    "errors": "", "seeds": "",
+    "errors": "", "seeds": "", "metrics": "",
     "files": "errors", "config": "", "pictures": "", "augmentation": "", "decode": "errors",
     "folders": "decode errors",
     "demo": "errors files tiny.shapes",
@@ -40,6 +40,19 @@ ALLOWED = {
     "control": "adapter errors lora sd.controlnet sd.unet sd.weights seeds",
     "generation": "adapter control errors foreign lora masks sd.controlnet sd.diffusion sd.inpainting "
                   "sd.unet sd.vae sd.weights seeds",
+    "networks": "config errors files",
+    "features": "augmentation decode errors files folders networks",
+    "evaluation_data": "adapter data decode errors files folders",
+    "controls": "augmentation decode errors evaluation_data features files folders paste seeds",
+    "comparison": "metrics seeds",
+    "judge": "errors features folders networks seeds",
+    "memorisation": "comparison features folders metrics pictures",
+    "fidelity": "comparison decode errors features files folders",
+    "measures": "comparison evaluation_data features fidelity folders judge memorisation metrics networks",
+    "report": "comparison measures", "report_page": "measures report",
+    "segmenter": "judge seeds",
+    "downstream": "comparison evaluation_data features folders judge measures metrics networks seeds "
+                  "segmenter",
     "painting": "adapter decode errors folders generation mask_bank masks paste pictures sample_folder",
     "draws": "adapter recipe seeds training",
     "holes": "augmentation data folders masks seeds",
@@ -48,9 +61,11 @@ ALLOWED = {
                    "sd.diffusion sd.unet sd.vae sd.weights training",
     "train_inpaint": "adapter config draws errors folders generation holes latents learner machine masks "
                      "pictures recipe sd.diffusion sd.inpainting sd.unet sd.vae sd.weights training",
-    "train_controlnet": "adapter config control data errors generation latents machine pictures recipe "
+    "train_controlnet": "adapter config control data errors files generation latents machine pictures recipe "
                         "sd.controlnet sd.diffusion sd.unet sd.vae sd.weights seeds training",
     "sample": "adapter config errors files formats generation machine painting pictures sample_folder",
+    "evaluate": "augmentation config controls decode downstream errors evaluation_data features fidelity "
+                "files machine measures memorisation networks pictures report report_page",
 }
 
 

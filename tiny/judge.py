@@ -9,22 +9,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-import torchvision
 from PIL import Image
-from scipy.stats import binomtest
 from torch import Tensor, nn
-from tqdm import trange
 
 import errors
 from decode import read_image
 from demo import CLASSES, draw_bottle
 from errors import UserError
+from judge import classify, confusion, fit
+from metrics import wilson
 from seeds import torch_rng
 
 FIRST_SEED = 50_000_000  # data.py demo draws --seed * 1,000,000 + number; nobody gives --seed 50
@@ -50,57 +47,17 @@ def classifier() -> nn.Sequential:
                          nn.Linear(128, len(CLASSES)))
 
 
-def augmented(image: Tensor, rng: torch.Generator) -> Tensor:
-    """Flips, quarter turns, blur of 0 to 2.5 px, light and noise: the judge is to look at the damage, not at
-    how sharp a picture is, for a small VAE draws softly."""
-    if torch.rand((), generator=rng) < 0.5:
-        image = image.flip(3)
-    image = image.rot90(int(torch.randint(4, (), generator=rng)), (2, 3))
-    image = torch.cat([gaussian_blur(part, 0.1 + 2.4 * float(torch.rand((), generator=rng)))
-                       for part in image.split(4)])
-    gain = 1 + 0.15 * torch.randn(len(image), 1, 1, 1, generator=rng)
-    return (image * gain + 0.02 * torch.randn(image.shape, generator=rng)).clamp(-1, 1)
-
-
-def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
-    """Blur (B, 3, H, W) with a Gaussian of `sigma` pixels."""
-    return torchvision.transforms.functional.gaussian_blur(image, 2 * math.ceil(2.5 * sigma) + 1, sigma)
-
-
 def train(per_class: int, epochs: int = 8) -> nn.Module:
     """The judge, trained on `per_class` fresh images a class."""
-    rng = torch_rng("judge")
     torch.manual_seed(0)
     image, label = demo_images(0, per_class)
     model = classifier()
-    steps = epochs * (len(image) // 32)
-    optimizer = torch.optim.AdamW(model.parameters(), 2e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, steps)
-    for step in trange(steps, desc="judge", disable=None):
-        if step % (len(image) // 32) == 0:
-            order = torch.randperm(len(image), generator=rng)
-        chosen = order[step % (len(image) // 32) * 32:][:32]
-        loss = F.cross_entropy(model(augmented(image[chosen], rng)), label[chosen])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    return model.eval()
+    return fit(model, {model: 4e-3}, image, label, epochs, torch_rng("judge"))
 
 
-@torch.no_grad()
-def confusion(model: nn.Module, image: Tensor, label: Tensor) -> np.ndarray:
+def confusion_of(model: nn.Module, image: Tensor, label: Tensor) -> np.ndarray:
     """(asked for, judged as) counts, 4 x 4."""
-    table = np.zeros((len(CLASSES), len(CLASSES)), int)
-    for x, y in zip(image.split(64), label.split(64), strict=True):
-        np.add.at(table, (y.numpy(), model(x).argmax(1).numpy()), 1)
-    return table
-
-
-def wilson(correct: int, total: int) -> tuple[float, float]:
-    """The 95 % Wilson interval of a share."""
-    interval = binomtest(correct, total).proportion_ci(method="wilson")
-    return float(interval.low), float(interval.high)
+    return confusion(label.numpy(), classify(model, image), len(CLASSES))
 
 
 def load_folder(folder: Path) -> tuple[Tensor, Tensor]:
@@ -135,9 +92,9 @@ def main() -> None:
         raise UserError(f"--per-class {arguments.per_class}: at least 8; the README's numbers use 500")
     loaded = [load_folder(folder) for folder in arguments.folder]  # before minutes of training
     model = train(arguments.per_class)
-    describe("fresh drawn images", confusion(model, *demo_images(10_000, 100)))
+    describe("fresh drawn images", confusion_of(model, *demo_images(10_000, 100)))
     for folder, (image, label) in zip(arguments.folder, loaded, strict=True):
-        table = confusion(model, image, label)
+        table = confusion_of(model, image, label)
         describe(str(folder), table)
         print(json.dumps({"folder": str(folder), "confusion": table.tolist()}))
 
