@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import distance_transform_edt
 
-from augmentation import IDENTITY, prepare, shrink_factor, square_box, warp
+from augmentation import IDENTITY, close_box, prepare, shrink_factor, square_box, warp
 from errors import UserError
 from masks import MARGIN, grow, latent_cells
 
