@@ -26,7 +26,7 @@ ALLOWED = {
     "foreign": "errors formats lora",
     "adapter": "errors files lora seeds",
     "machine": "errors",
-    "recipe": "config data errors",
+    "recipe": "config data errors networks",
     "run_folder": "adapter data errors files pictures",
     "training": "adapter data errors recipe run_folder seeds",
     "latents": "data files machine recipe sd.vae training",
@@ -57,12 +57,14 @@ ALLOWED = {
     "draws": "adapter recipe seeds training",
     "holes": "augmentation data folders masks seeds",
     "learner": "adapter foreign lora machine recipe sd.unet sd.weights training",
+    "validation": "comparison data features folders judge metrics networks pictures recipe training",
     "train_class": "adapter config data draws errors generation latents learner machine pictures recipe "
-                   "sd.diffusion sd.unet sd.vae sd.weights training",
+                   "sd.diffusion sd.unet sd.vae sd.weights training validation",
     "train_inpaint": "adapter config draws errors folders generation holes latents learner machine masks "
-                     "pictures recipe sd.diffusion sd.inpainting sd.unet sd.vae sd.weights training",
+                     "pictures recipe sd.diffusion sd.inpainting sd.unet sd.vae sd.weights training "
+                     "validation",
     "train_controlnet": "adapter config control data errors files generation latents machine pictures recipe "
-                        "sd.controlnet sd.diffusion sd.unet sd.vae sd.weights seeds training",
+                        "sd.controlnet sd.diffusion sd.unet sd.vae sd.weights seeds training validation",
     "sample": "adapter config errors files formats generation machine painting pictures sample_folder",
     "evaluate": "augmentation config controls decode downstream errors evaluation_data features fidelity "
                 "files machine measures memorisation networks pictures report report_page",

@@ -25,7 +25,7 @@ from control import new_control
 from generation import Control, Drawing, Generator, draw, load_generator
 
 __all__ = ["place"]
-SHORT = ("--preview-every", 0, "--accumulate", 1, "--lr", 1e-3)
+SHORT = ("--preview-every", 0, "--accumulate", 1, "--lr", 1e-3, "--no-validate")
 WHOLE = ControlHeader(class_ckpt="", init=None, fingerprint="", rank=0, channels=3, mask_dropout=0)
 LOW_RANK = ControlHeader(class_ckpt="", init=None, fingerprint="", rank=2, channels=3, mask_dropout=0)
 
