@@ -32,7 +32,9 @@ demo: $(DEMO)/bottle.ready
 	    --tokens-per-class 4 --class-dropout 0.1 --ema 0.99 --preview-every 40 --preview-steps 25 --preview-guidance 2
 	$(RUN) sample.py --ckpt $(DEMO)/run --out $(DEMO)/generated --per-class 8 --batch-size 16 \
 	    --steps 25 --guidance 2
-	@echo "Look at $(DEMO)/generated/grid.png, and beside it at the training images in $(DEMO)/bottle/image"
+	$(RUN) evaluate.py --real $(DEMO)/bottle --fake $(DEMO)/generated --features tiny --judge tiny \
+	    --out $(DEMO)/report
+	@echo "Look at $(DEMO)/generated/grid.png, and open $(DEMO)/report/report.html for what they are worth"
 
 test: $(VENV)/test.ready
 	$(RUN) -m ruff check .

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -140,12 +139,3 @@ def copy_trained(path: Path, tensors: dict[str, Tensor], unet: nn.Module, contex
         context.load_state_dict(parts["class_"])
     except (UserError, RuntimeError) as error:
         raise UserError(f"{path}: does not fit this model: {error}") from error
-
-
-def sha256(path: Path) -> str:
-    """The hash by which samples.jsonl and other checkpoints name a checkpoint."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()

@@ -41,6 +41,17 @@ def shrink_factor(side: int, resolution: int) -> int:
     return max(1, int(side / (1.5 * resolution)))
 
 
+def close_box(mask: np.ndarray, extents: float, closest: int) -> tuple[int, int, int]:
+    """(top, left, side) of the square about a damage (H,W): so many times its extent, 1/closest of the
+    picture's shorter side at least, moved as far as it must to lie within the picture."""
+    rows, columns = np.nonzero(mask)
+    shorter, extent = min(mask.shape), max(np.ptp(rows), np.ptp(columns)) + 1
+    side = int(np.clip(extents * extent, shorter // closest, shorter))
+    top = int(np.clip((rows.min() + rows.max() + 1 - side) // 2, 0, mask.shape[0] - side))
+    left = int(np.clip((columns.min() + columns.max() + 1 - side) // 2, 0, mask.shape[1] - side))
+    return top, left, side
+
+
 def prepare(values: np.ndarray, box: tuple[int, int, int], resolution: int) -> np.ndarray:
     """Cut `box` out of an image (H,W,3) or a mask (H,W); shrink it by a whole factor if it is far too big.
 

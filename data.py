@@ -198,6 +198,15 @@ def _thin(photos: list[Photo], name: str, config: DataConfig) -> list[Photo]:
     return [photos[i] for i in sorted(order[:config.max_samples_per_damage_type])]
 
 
+def group_by_class(photos: list[Photo]) -> dict[str, list[Photo]]:
+    """Photos by damage type, or by product/damage where they are of several products."""
+    several = len({photo.product for photo in photos}) > 1
+    by_class: dict[str, list[Photo]] = {}
+    for photo in photos:
+        by_class.setdefault(f"{photo.product}/{photo.damage}" if several else photo.damage, []).append(photo)
+    return by_class
+
+
 def load_dataset(config: DataConfig, resolution: int | None = None,
                  masks_by_class: bool = False) -> DefectDataset:
     """Find, check and number everything in `config.data`; `resolution` replaces the config's.
@@ -214,10 +223,7 @@ def load_dataset(config: DataConfig, resolution: int | None = None,
     if scan.problems:
         more = len(scan.problems) - 1
         raise UserError(scan.problems[0] + (f" (and {more} more: see python data.py doctor)" if more else ""))
-    several = len({product.name for product in products}) > 1
-    by_class: dict[str, list[Photo]] = {}
-    for photo in scan.photos:
-        by_class.setdefault(f"{photo.product}/{photo.damage}" if several else photo.damage, []).append(photo)
+    by_class = group_by_class(scan.photos)
     classes = _class_order(set(by_class), config.damage_type_to_class_id)
     items = [Item(photo.image, photo.mask, class_id, photo.mask_value)
              for class_id, name in enumerate(classes) for photo in _thin(by_class[name], name, config)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -110,3 +111,12 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             raise UserError(f"{path}: line {number} is damaged; delete that line") from None
     return rows
+
+
+def sha256(path: Path) -> str:
+    """The hash, 64 hexadecimal digits, by which records name a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import distance_transform_edt
 
-from augmentation import IDENTITY, prepare, shrink_factor, square_box, warp
+from augmentation import IDENTITY, close_box, prepare, shrink_factor, square_box, warp
 from errors import UserError
 from masks import MARGIN, grow, latent_cells
 
@@ -52,14 +52,7 @@ def make_view(photo: np.ndarray, mask: np.ndarray, resolution: int, name: str, *
 
 def _box(mask: np.ndarray, resolution: int, close: bool) -> tuple[int, int, int]:
     """(top, left, side) of the view; the side is such that `prepare` shrinks it without a remainder."""
-    top, left, side = square_box(*mask.shape, mask)
-    if close:
-        rows, columns = np.nonzero(mask)
-        extent = max(np.ptp(rows), np.ptp(columns)) + 1
-        near = int(np.clip(CROP * extent, side // CLOSEST, side))
-        top = int(np.clip((rows.min() + rows.max() + 1 - near) // 2, 0, mask.shape[0] - near))
-        left = int(np.clip((columns.min() + columns.max() + 1 - near) // 2, 0, mask.shape[1] - near))
-        side = near
+    top, left, side = close_box(mask, CROP, CLOSEST) if close else square_box(*mask.shape, mask)
     rest = side % shrink_factor(side, resolution)
     return top + rest // 2, left + rest // 2, side - rest
 

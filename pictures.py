@@ -70,19 +70,35 @@ def _smooth(values: list[float]) -> list[float]:
     return smooth
 
 
-def curves(rows: list[dict[str, Any]], title: str = "") -> Image.Image:
-    """Loss (raw and smoothed) and learning rate over steps, from metrics rows with step, loss and lr.
+def _scores(axes: Any, rows: list[dict[str, Any]], names: tuple[str, ...]) -> None:
+    """Scores of the previews; a ceiling is a dashed line."""
+    for name in names:
+        scores = [(row["step"], row["validation"][name]) for row in rows]
+        known = [(step, value) for step, value in scores if value is not None]
+        style = {"linestyle": "--", "color": "0.5"} if name == "ceiling" else {"marker": "o"}
+        axes.plot([step for step, _ in known], [value for _, value in known], label=name, **style)
+    axes.set_ylabel(names[0].upper())
+    if len(names) > 1:
+        axes.set_ylim(0, 1.05)
+        axes.legend(frameon=False)
 
-    Rows without a loss, and losses that are not finite, are left out. Needs no display.
+
+def curves(rows: list[dict[str, Any]], title: str = "") -> Image.Image:
+    """Loss (raw and smoothed), learning rate, and what previews were worth, over steps, from metrics rows.
+
+    Losses that are not finite are left out. Needs no display.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import
     from matplotlib.figure import Figure
 
+    validated = [row for row in rows if "validation" in row]
     rows = [row for row in rows if row.get("loss") is not None and np.isfinite(row["loss"])]
     steps, losses = [row["step"] for row in rows], [row["loss"] for row in rows]
-    figure = Figure(figsize=(9, 6), dpi=110, layout="constrained")
+    panels = 2 + 2 * bool(validated)
+    figure = Figure(figsize=(9, 3 + 1.5 * panels), dpi=110, layout="constrained")
     canvas = FigureCanvasAgg(figure)
-    above, below = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [3, 1]})
+    above, below, *others = figure.subplots(panels, 1, sharex=True,
+                                            gridspec_kw={"height_ratios": [3, 1, 1.5, 1.5][:panels]})
     above.plot(steps, losses, color="0.75", linewidth=0.8, label="loss")
     above.plot(steps, _smooth(losses), color="tab:blue", linewidth=2, label="smoothed")
     if losses:  # a few wild steps must not press the curve flat
@@ -90,11 +106,14 @@ def curves(rows: list[dict[str, Any]], title: str = "") -> Image.Image:
         above.legend(frameon=False)
     above.set_ylabel("loss")
     below.plot(steps, [row["lr"] for row in rows], color="tab:orange", drawstyle="steps-post")
-    below.set(xlabel="step", ylabel="learning rate", ylim=(0, None))
+    below.set(ylabel="learning rate", ylim=(0, None))
     below.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-    for axes in (above, below):
+    for axes, names in zip(others, (("dca", "ceiling"), ("fid",)), strict=True):
+        _scores(axes, validated, names)
+    for axes in (above, below, *others):
         axes.grid(color="0.92")
         axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlabel("step")
     figure.suptitle(title)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")

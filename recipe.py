@@ -8,10 +8,13 @@ from pathlib import Path
 from config import flag
 from data import DataConfig
 from errors import UserError
+from networks import NetworkConfig
+
+BEST = ("dca", "fid", "kid")
 
 
 @dataclass
-class RunConfig(DataConfig):
+class RunConfig(DataConfig, NetworkConfig):
     """The flags of every training run. Each default is the seed's own unless its help says otherwise."""
 
     out: str = flag("", "run folder (default: runs/<name of the data>-<strategy>)", group="run")
@@ -24,6 +27,11 @@ class RunConfig(DataConfig):
     preview_steps: int = flag(50, "DDIM steps of a preview", group="run", minimum=1, maximum=1000)
     preview_guidance: float = flag(1.0, "guidance scale of previews; above 1 needs --class-dropout",
                                    group="run", minimum=1)
+    validate: bool = flag(True, "measure DCA, FID and KID of each preview against the training images",
+                          group="networks")
+    best: str = flag("dca", "best.safetensors holds the weights whose preview had the highest DCA (among "
+                     "equals the lowest FID), the lowest FID, or the lowest KID", group="networks",
+                     choices=BEST)
     epochs: int = flag(250, "passes over the data", group="training", minimum=1)
     max_steps: int | None = flag(None, "stop after so many optimizer steps", group="training", minimum=1)
     batch_size: int = flag(4, "images in memory at once", group="training", minimum=1)

@@ -22,7 +22,8 @@ from pictures import curves
 
 # Flags that may differ when a run goes on: where, how long, how it is shown, but not what it learns.
 MAY_CHANGE = {"data", "base", "class_ckpt", "out", "epochs", "max_steps", "preview_every", "save_every",
-              "preview_steps", "preview_guidance", "checkpointing", "device", "workers", "restart"}
+              "preview_steps", "preview_guidance", "checkpointing", "device", "workers", "restart",
+              "validate", "best", "features", "features_weights", "judge", "judge_weights"}
 
 
 class RunFolder:
@@ -39,6 +40,7 @@ class RunFolder:
         self.adapter, self.state = folder / "adapter.safetensors", folder / "resume.safetensors"
         self.metrics, self.settings_file = folder / "metrics.jsonl", folder / "config.json"
         self.curves, self.previews = folder / "curves.png", folder / "previews"
+        self.best = folder / "best.safetensors"
         # What a run must share with the one it goes on from: its flags, and what these stood for.
         counts = Counter(item.class_id for item in dataset.items)
         self.settings = {**header.config, "images": {c: counts[i] for i, c in enumerate(header.classes)},
@@ -47,7 +49,8 @@ class RunFolder:
 
     def begin(self, restart: bool) -> int:
         """Prepare the folder; the step to go on after. Raises UserError where it holds something else."""
-        files = [self.state, self.adapter, self.settings_file, self.curves, self.metrics]  # metrics last
+        files = [self.state, self.adapter, self.best, self.settings_file, self.curves,
+                 self.metrics]  # metrics last
         there = [file for file in files if file.exists()]
         rows = read_rows(self.metrics)
         if there and not (rows and "config" in rows[0]):
@@ -121,6 +124,15 @@ class RunFolder:
         """Append one row to metrics.jsonl."""
         append_row(self.metrics, row)
 
+    def save_validated(self, step: int, epoch: int, scores: dict[str, float | None], rule: str) -> None:
+        """Log what a preview was worth; keep its weights in best.safetensors if none before was as good."""
+        rows = read_rows(self.metrics)[1:]
+        earlier = [rank(row["validation"], rule) for row in rows if "validation" in row]
+        self.log({"step": step, "epoch": epoch, "validation": scores})
+        here = rank(scores, rule)
+        if here is not None and all(other is None or here > other for other in earlier):
+            save_adapter(self.best, self.average, dataclasses.replace(self.header, step=step))
+
     def draw_curves(self) -> None:
         """curves.png from metrics.jsonl."""
         save_image(self.curves, curves(read_rows(self.metrics)[1:]))
@@ -128,3 +140,12 @@ class RunFolder:
     def save_preview(self, epoch: int, image: Image.Image) -> None:
         """previews/epoch_NNNN.png."""
         save_image(self.previews / f"epoch_{epoch:04d}.png", image)
+
+
+def rank(scores: dict[str, float | None], rule: str) -> tuple[float, ...] | None:
+    """What the rule of --best compares, the larger the better; None where that was not measured."""
+    if scores[rule] is None:
+        return None
+    if rule == "dca":
+        return scores["dca"], -(scores["fid"] or 0)
+    return (-scores[rule],)

@@ -12,10 +12,10 @@ from PIL import Image
 from tqdm import tqdm
 
 import errors
-from adapter import Header, find_adapter, read_adapter, sha256
+from adapter import Header, find_adapter, read_adapter
 from config import flag, parse
 from errors import UserError
-from files import save_image
+from files import save_image, sha256
 from formats import find_lora
 from generation import SAMPLERS, Drawing, Generator, load_generator
 from machine import DTYPES, PRECISIONS, choose_device, choose_precision

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from adapter import Header, find_adapter, read_adapter, sha256
+from adapter import Header, find_adapter, read_adapter
 from control import Steer
 from errors import UserError
+from files import sha256
 from folders import is_good
 from generation import Drawing, Generator
 from mask_bank import MaskBank, MaskFiles, digest, open_masks

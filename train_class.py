@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 import errors
@@ -24,7 +23,8 @@ from sd.diffusion import Diffusion
 from sd.unet import UNet
 from sd.vae import VAE
 from sd.weights import load_unet, load_vae
-from training import Batch, train
+from training import Batch, Preview, train
+from validation import validation
 
 PREVIEWS = 4  # images a class
 DIFFUSION = Diffusion()
@@ -59,21 +59,21 @@ def diffusion_loss(config: Config, unet: UNet, context: ClassContext, batch: Bat
     return (eps_hat.float() - eps).square().mean(dim=(1, 2, 3))
 
 
-def preview(config: Config, unet: UNet, vae: VAE, context: ClassContext, classes: list[str]) -> Image.Image:
+def preview(config: Config, unet: UNet, vae: VAE, context: ClassContext, classes: list[str]) -> Preview:
     """One row a class, always from the same noise. Draws from no generator but its own."""
     drawing = Drawing(seed=config.seed, steps=config.preview_steps, guidance=config.preview_guidance)
-    rows = []
+    drawn = []
     unet.eval()
     vae.to(context.null.device)
     for class_id, name in enumerate(classes):
         with autocast(context.null.device, DTYPES[config.precision]):
-            images = draw(unet, vae, context, [(name, class_id, i) for i in range(PREVIEWS)], drawing,
-                          config.resolution)
-        rows.append([tensor_to_image(image) for image in images])
+            drawn.append(draw(unet, vae, context, [(name, class_id, i) for i in range(PREVIEWS)], drawing,
+                              config.resolution))
     unet.train()
     if config.latent_variants:  # nothing needs it before the next preview
         vae.to("cpu")
-    return grid(rows, classes)
+    picture = grid([[tensor_to_image(image) for image in images] for images in drawn], classes)
+    return Preview(picture, torch.cat(drawn), [i for i in range(len(classes)) for _ in range(PREVIEWS)])
 
 
 def main() -> None:
@@ -88,7 +88,8 @@ def main() -> None:
     examples, loss_fn = with_latents(config, "class", dataset, vae, partial(encode, config, vae),
                                      partial(diffusion_loss, config, unet, learner.context))
     train(config, folder, examples, loss_fn, learner.optimizer, learner.tensors, learner.header,
-          partial(preview, config, unet, vae, learner.context, dataset.classes))
+          partial(preview, config, unet, vae, learner.context, dataset.classes),
+          validation(config, folder, dataset, device))
     print(f"done: {folder}/adapter.safetensors; draw with: python sample.py --ckpt {folder} --out generated")
 
 

@@ -8,16 +8,16 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 import errors
-from adapter import ClassContext, ControlHeader, Header, find_adapter, read_adapter, sha256
+from adapter import ClassContext, ControlHeader, Header, find_adapter, read_adapter
 from config import flag, parse
 from control import new_control, to_condition, trained_control
 from data import DefectDataset, load_dataset
 from draws import Draws
 from errors import UserError
+from files import sha256
 from generation import Drawing, Generator, draw, load_generator
 from guidance import Control
 from latents import posterior, with_latents
@@ -30,7 +30,8 @@ from sd.diffusion import Diffusion
 from sd.unet import UNet
 from sd.vae import VAE
 from sd.weights import fingerprint
-from training import Batch, make_optimizer, train
+from training import Batch, Preview, make_optimizer, train
+from validation import validation
 
 PREVIEWS = 4  # masks a class
 DIFFUSION = Diffusion()
@@ -132,11 +133,11 @@ def diffusion_loss(config: Config, unet: UNet, control: ControlNet, context: Cla
     return (eps_hat.float() - eps).square().mean(dim=(1, 2, 3))
 
 
-def preview(config: Config, frozen: Generator, control: ControlNet, dataset: DefectDataset) -> Image.Image:
+def preview(config: Config, frozen: Generator, control: ControlNet, dataset: DefectDataset) -> Preview:
     """One row a class: always the same masks, outlined on what is drawn into them from the same noise."""
     device = frozen.context.null.device
     drawing = Drawing(seed=config.seed, steps=config.preview_steps, guidance=config.preview_guidance)
-    rows = []
+    rows, drawn, class_ids = [], [], []
     control.eval()
     frozen.vae.to(device)
     for class_id, name in enumerate(dataset.classes):
@@ -148,10 +149,12 @@ def preview(config: Config, frozen: Generator, control: ControlNet, dataset: Def
                           drawing, config.resolution, Control(control, frozen.context, condition))
         rows.append([outline(tensor_to_image(image), mask.amax(0).numpy())
                      for image, mask in zip(images, masks, strict=True)])
+        drawn.append(images)
+        class_ids += [class_id] * len(items)
     control.train()
     if config.latent_variants:  # nothing needs it before the next preview
         frozen.vae.to("cpu")
-    return grid(rows, dataset.classes)
+    return Preview(grid(rows, dataset.classes), torch.cat(drawn), class_ids)
 
 
 def main() -> None:
@@ -185,7 +188,8 @@ def main() -> None:
                                    partial(encode, config, frozen.vae),
                                    partial(diffusion_loss, config, frozen.unet, control, frozen.context))
     train(config, folder, photos, loss_fn, optimizer, {**class_tensors, **trained}, header,
-          partial(preview, config, frozen, control, dataset))
+          partial(preview, config, frozen, control, dataset),
+          validation(config, folder, dataset, device))
     print(f"done: {folder}/adapter.safetensors; draw with: python sample.py --ckpt {folder} --out generated")
 
 

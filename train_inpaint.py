@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 import errors
@@ -28,7 +27,8 @@ from sd.inpainting import UNetInPicture, load_inpainting_unet
 from sd.unet import UNet
 from sd.vae import VAE
 from sd.weights import load_vae
-from training import Batch, train
+from training import Batch, Preview, train
+from validation import validation
 
 PREVIEWS = 4  # images a class
 DIFFUSION = Diffusion()
@@ -86,13 +86,13 @@ def diffusion_loss(config: Config, unet: UNet, context: ClassContext, batch: Bat
     return (1 - config.defect_weight) * error.mean(dim=(1, 2, 3)) + config.defect_weight * in_hole
 
 
-def preview(config: Config, unet: UNet, vae: VAE, context: ClassContext, dataset: HoleDataset) -> Image.Image:
+def preview(config: Config, unet: UNet, vae: VAE, context: ClassContext, dataset: HoleDataset) -> Preview:
     """A row a class, its masks on undamaged training photos: the hole outlined, then what was painted."""
     device = context.null.device
     drawing = Drawing(seed=config.seed, steps=config.preview_steps, guidance=config.preview_guidance)
     names = [dataset.classes[item.class_id] for item in dataset.items]
     good = [i for i, name in enumerate(names) if is_good(name)]
-    rows = []
+    rows, drawn, class_ids = [], [], []
     unet.eval()
     vae.to(device)
     for class_id, name in enumerate(dataset.classes):
@@ -105,10 +105,12 @@ def preview(config: Config, unet: UNet, vae: VAE, context: ClassContext, dataset
                             drawing)
         rows.append([cell for before, where, after in zip(image, hole, painted, strict=True) for cell in
                      (outline(tensor_to_image(before), where[0].numpy()), tensor_to_image(after))])
+        drawn.append(painted)
+        class_ids += [class_id] * len(painted)
     unet.train()
     if config.latent_variants:  # nothing needs it before the next preview
         vae.to("cpu")
-    return grid(rows, dataset.classes)
+    return Preview(grid(rows, dataset.classes), torch.cat(drawn), class_ids)
 
 
 def main() -> None:
@@ -123,7 +125,8 @@ def main() -> None:
     examples, loss_fn = with_latents(config, "inpaint", dataset, vae, partial(encode, config, vae),
                                      partial(diffusion_loss, config, unet, learner.context))
     train(config, folder, examples, loss_fn, learner.optimizer, learner.tensors, learner.header,
-          partial(preview, config, unet, vae, learner.context, dataset))
+          partial(preview, config, unet, vae, learner.context, dataset),
+          validation(config, folder, dataset, device))
     print(f"done: {folder}/adapter.safetensors; paint with: python sample.py --ckpt {folder} --images PHOTOS "
           "--out generated")
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -32,6 +32,17 @@ from seeds import numpy_rng, seed_of
 # image (B,3,R,R) or what the VAE made of it (latents.py), class_id (B,), epoch (B,), item (B,), and mask
 # (B,1,R,R) if loaded.
 Batch = dict[str, Any]
+
+
+class Preview(NamedTuple):
+    """What the weights draw from fixed seeds: a picture to look at, images (N,3,R,R) in [-1,1], classes."""
+
+    picture: Image.Image
+    image: Tensor
+    class_id: list[int]
+
+
+Validate = Callable[[Preview], dict[str, float | None]]  # scores of a preview, null where not measured
 
 
 @dataclass(frozen=True)
@@ -143,12 +154,13 @@ def optimizer_step(step: int, loss_fn: Callable[[Batch], Tensor], batches: list[
 
 def train(config: RunConfig, folder: Path, dataset: DefectDataset, loss_fn: Callable[[Batch], Tensor],
           optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], header: Header,
-          preview: Callable[[], Image.Image]) -> None:
+          preview: Callable[[], Preview], validation: Callable[[], Validate] | None) -> None:
     """Minimise the mean of loss_fn over the data, leaving everything in `folder`.
 
     loss_fn: a batch -> losses (B,). tensors: what is trained, by its name in the checkpoint, sharing memory
-    with the optimizer's parameters. header: what the checkpoint says of itself. preview: a picture of what
-    the weights draw now. Raises UserError where the loss is not finite, KeyboardInterrupt after a signal.
+    with the optimizer's parameters. header: what the checkpoint says of itself. preview: what the weights
+    draw now. validation: makes what scores a preview, which may take minutes; None: no scores. Raises
+    UserError where the loss is not finite, KeyboardInterrupt after a signal.
     """
     plan = Plan(len(dataset), config.batch_size, config.accumulate, config.seed)
     last = min(config.epochs * plan.steps_per_epoch, config.max_steps or sys.maxsize)
@@ -156,6 +168,7 @@ def train(config: RunConfig, folder: Path, dataset: DefectDataset, loss_fn: Call
     average = {name: tensor.clone() for name, tensor in tensors.items()} if config.ema else tensors
     run = RunFolder(folder, header, dataset, tensors, average, optimizer, scaler)
     start = run.begin(config.restart)
+    validate = validation() if validation and config.preview_every else None
     dataset.prepare(range(start // plan.steps_per_epoch, -(-last // plan.steps_per_epoch)), config.workers)
     with Interrupts() as interrupts, tqdm(initial=start, total=last, unit="step", disable=None) as bar:
         for step, batches in enumerate(load_steps(dataset, plan, start, last, config.workers), start):
@@ -178,11 +191,14 @@ def train(config: RunConfig, folder: Path, dataset: DefectDataset, loss_fn: Call
                 run.save(step + 1)
                 if bar.disable:  # no terminal: a log file still shows that it lives
                     print(f"step {step + 1} of {last}: loss {loss:.4f}", file=sys.stderr, flush=True)
-            if finished or interrupted or plan.due(step, config.preview_every):
-                run.draw_curves()
             if config.preview_every and (finished or plan.due(step, config.preview_every)):
                 with swapped(tensors, average):
-                    run.save_preview(epoch + 1, preview())
+                    shown = preview()
+                run.save_preview(epoch + 1, shown.picture)
+                if validate:
+                    run.save_validated(step + 1, epoch, validate(shown), config.best)
+            if finished or interrupted or plan.due(step, config.preview_every):
+                run.draw_curves()
             if interrupted and not finished:
                 raise KeyboardInterrupt(f"saved after step {step + 1}; the same command"
                                         f"{' without --restart' * config.restart} goes on")

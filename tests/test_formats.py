@@ -20,6 +20,7 @@ import foreign
 import lora
 import sample
 import train_class
+from files import sha256
 from formats import kohya_names, read_lora
 from sd.weights import load_unet
 
@@ -283,7 +284,7 @@ def test_stacking_at_sampling(run: Path, uneven: Path, place: Place) -> None:
               for out in ("plain", "zero", "moved", "both")}
     assert images["plain"] == images["zero"] == images["moved"] != images["both"]
     row = json.loads(Path("both/samples.jsonl").read_text())
-    assert row["loras"] == [[adapter.sha256(file), 0.5]]
+    assert row["loras"] == [[sha256(file), 0.5]]
     assert command(sample.main, "--ckpt", run, "--out", "both", *flags).failed_with("loras was")
 
 

@@ -41,7 +41,3 @@ def test_mistakes_end_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert run(monkeypatch, folder) == 2
         err = capsys.readouterr().err
         assert named in err and err.count("\n") == 1
-
-
-def test_wilson() -> None:
-    assert judge.wilson(86, 200) == pytest.approx((0.3633, 0.4992), abs=2e-3)  # the README's

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 
 # From the leaves up; a module may import what stands to the right of its name, and nothing else of ours.
 ALLOWED = {
-    "errors": "", "seeds": "",
+    "errors": "", "seeds": "", "metrics": "",
     "files": "errors", "config": "", "pictures": "", "augmentation": "", "decode": "errors",
     "folders": "decode errors",
     "demo": "errors files tiny.shapes",
@@ -26,7 +26,7 @@ ALLOWED = {
     "foreign": "errors formats lora",
     "adapter": "errors files lora seeds",
     "machine": "errors",
-    "recipe": "config data errors",
+    "recipe": "config data errors networks",
     "run_folder": "adapter data errors files pictures",
     "training": "adapter data errors recipe run_folder seeds",
     "latents": "data files machine recipe sd.vae training",
@@ -44,20 +44,37 @@ ALLOWED = {
     "steering": "adapter control errors folders generation mask_bank paste pictures sample_folder",
     "painting": "adapter control decode errors folders generation mask_bank masks paste pictures "
                 "sample_folder",
+    "networks": "config errors files",
+    "features": "augmentation decode errors files folders networks",
+    "evaluation_data": "adapter data decode errors files folders",
+    "controls": "augmentation decode errors evaluation_data features files folders paste seeds",
+    "comparison": "metrics seeds",
+    "judge": "errors features folders networks seeds",
+    "memorisation": "comparison features folders metrics pictures",
+    "fidelity": "comparison decode errors features files folders",
+    "measures": "comparison evaluation_data features fidelity folders judge memorisation metrics networks",
+    "report": "comparison measures", "report_page": "measures report",
+    "segmenter": "judge seeds",
+    "downstream": "comparison evaluation_data features folders judge measures metrics networks seeds "
+                  "segmenter",
     "draws": "adapter recipe seeds training",
     "holes": "augmentation data folders masks seeds",
     "learner": "adapter foreign lora machine recipe sd.unet sd.weights training",
+    "validation": "comparison data features folders judge metrics networks pictures recipe training",
     "train_class": "adapter config data draws errors generation latents learner machine pictures recipe "
-                   "sd.diffusion sd.unet sd.vae sd.weights training",
+                   "sd.diffusion sd.unet sd.vae sd.weights training validation",
     "train_inpaint": "adapter config draws errors folders generation holes latents learner machine masks "
-                     "pictures recipe sd.diffusion sd.inpainting sd.unet sd.vae sd.weights training",
+                     "pictures recipe sd.diffusion sd.inpainting sd.unet sd.vae sd.weights training "
+                     "validation",
     "bench": "config demo errors files sd.parts sd.weights",
     "train_controlnet": "adapter config control data draws errors generation guidance latents learner "
                         "machine pictures recipe sd.controlnet sd.diffusion sd.unet sd.vae sd.weights "
-                        "training",
+                        "training files validation",
     "export_controlnet": "config control errors generation",
     "sample": "adapter config errors files formats generation machine painting pictures sample_folder "
               "steering",
+    "evaluate": "augmentation config controls decode downstream errors evaluation_data features fidelity "
+                "files machine measures memorisation networks pictures report report_page",
 }
 
 

@@ -24,6 +24,7 @@ import generation
 import sample
 import sample_folder
 import train_class
+from files import sha256
 
 __all__ = ["place"]
 CLASSES = ["broken_large", "broken_small", "contamination", "good"]
@@ -78,7 +79,7 @@ def test_what_it_leaves(run: Path) -> None:
     assert noted[3] == {
         "file": "image/broken_small/001.png", "class": "broken_small", "number": 1, "seed": 42, "steps": 4,
         "sampler": "ddim", "eta": 0.0, "guidance": 1.0, "lora_scale": 1.0, "precision": "fp32",
-        "checkpoint": adapter.sha256(run / "adapter.safetensors"), "base": noted[3]["base"], "resolution": 64,
+        "checkpoint": sha256(run / "adapter.safetensors"), "base": noted[3]["base"], "resolution": 64,
         "loras": [], "strength": 1.0, "layout": "ds"}
     with Image.open("generated/grid.png") as grid:
         assert grid.height > 4 * 64 and grid.width > 2 * 64

@@ -14,8 +14,8 @@ from trees import save, square_mask
 
 import sample
 import train_inpaint
-from adapter import sha256
 from data import DataConfig, load_dataset
+from files import sha256
 from generation import Generator
 
 __all__ = ["place", "stage_a"]

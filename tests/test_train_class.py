@@ -28,7 +28,7 @@ import train_class
 import training
 
 __all__ = ["place"]
-SHORT = ("--resolution", 64, "--preview-every", 0)
+SHORT = ("--resolution", 64, "--preview-every", 0, "--no-validate")
 
 
 def train(place: Place, *arguments: object) -> Outcome:
@@ -61,7 +61,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_and_its_folder(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_folder, "curves", pictures.curves)
     outcome = command(train_class.main, "--data", place.data, "--base", place.base, "--resolution", 64,
-                      "--epochs", 3, "--preview-every", 2, "--preview-steps", 2)
+                      "--epochs", 3, "--preview-every", 2, "--preview-steps", 2, "--no-validate")
     assert outcome.status == 0 and "12 images: broken_large 3, broken_small 3" in outcome.out
     run = Path("runs/bottle-class")
     assert str(run) in outcome.out.splitlines()[-1]

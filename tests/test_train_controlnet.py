@@ -26,7 +26,7 @@ from generation import Drawing, Generator, draw, load_generator
 from guidance import Control
 
 __all__ = ["place"]
-SHORT = ("--preview-every", 0, "--accumulate", 1, "--lr", 1e-3)
+SHORT = ("--preview-every", 0, "--accumulate", 1, "--lr", 1e-3, "--no-validate")
 WHOLE = ControlHeader(class_ckpt="", init=None, fingerprint="", rank=0, channels=3,
                       class_channels=False, mask_dropout=0)
 LOW_RANK = ControlHeader(class_ckpt="", init=None, fingerprint="", rank=2, channels=3,

@@ -46,7 +46,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def train(data: Path, base: Path, *arguments: object) -> Outcome:
     return command(train_inpaint.main, "--data", data, "--base", base, "--resolution", 64,
-                   "--latent-variants", 2, "--preview-every", 0, *arguments)
+                   "--latent-variants", 2, "--preview-every", 0, "--no-validate", *arguments)
 
 
 # --- nine channels ---

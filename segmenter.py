@@ -1,0 +1,84 @@
+"""A small segmenter that finds damage: do generated pairs of image and mask help it to learn that?"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from judge import PEAK, draw_batches
+from seeds import seed_of, torch_rng
+
+SIZE = 128
+WIDTHS = (16, 32, 64)
+
+
+def _stage(c_in: int, c_out: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(c_in, c_out, 3, padding=1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU(),
+                         nn.Conv2d(c_out, c_out, 3, padding=1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU())
+
+
+class SegmentationNet(nn.Module):
+    """A U-Net of three levels (Ronneberger et al. 2015, 1505.04597), a hundred thousand parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.ModuleList(map(_stage, (3, *WIDTHS[:-1]), WIDTHS))
+        self.up = nn.ModuleList(_stage(deep + wide, wide) for deep, wide in zip(WIDTHS[:0:-1], WIDTHS[-2::-1],
+                                                                                strict=True))
+        self.out = nn.Conv2d(WIDTHS[0], 1, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, 3, S, S) in [-1, 1] -> logits of damage (B, 1, S, S); S divides by 4."""
+        skips = []
+        for stage in self.down:
+            image = stage(F.max_pool2d(image, 2) if skips else image)
+            skips.append(image)
+        h = skips.pop()
+        for stage in self.up:
+            h = stage(torch.cat([F.interpolate(h, scale_factor=2.0, mode="bilinear"), skips.pop()], dim=1))
+        return self.out(h)
+
+
+def moved(image: Tensor, mask: Tensor, rng: torch.Generator, orientation: str) -> tuple[Tensor, Tensor]:
+    """The same flip and quarter turn for both, and a little light and noise for the image."""
+    if orientation == "any":
+        if torch.rand((), generator=rng) < 0.5:
+            image, mask = image.flip(3), mask.flip(3)
+        turns = int(torch.randint(4, (), generator=rng))
+        image, mask = image.rot90(turns, (2, 3)), mask.rot90(turns, (2, 3))
+    gain = 1 + 0.1 * torch.randn(len(image), 1, 1, 1, generator=rng).to(image.device)
+    return image * gain + 0.02 * torch.randn(image.shape, generator=rng).to(image.device), mask
+
+
+def fit_segmenter(image: Tensor, mask: Tensor, epochs: int, key: tuple, orientation: str,
+                  device: torch.device, pools: tuple[int, ...]) -> SegmentationNet:
+    """Train on images (N, 3, S, S) and masks (N, 1, S, S): cross-entropy plus Dice, for damage is small."""
+    image, mask, rng = image.to(device), mask.to(device), torch_rng("segmenter", *key)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed_of("segmenter", *key))
+        model = SegmentationNet().to(device)
+        batches = list(draw_batches(pools, epochs, rng))
+        optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK, len(batches))
+        for chosen in batches:
+            x, y = moved(image[chosen], mask[chosen], rng, orientation)
+            logits = model(x)
+            p = logits.sigmoid()
+            dice = 1 - (2 * (p * y).sum() + 1) / (p.sum() + y.sum() + 1)
+            optimizer.zero_grad()
+            (F.binary_cross_entropy_with_logits(logits, y) + dice).backward()
+            optimizer.step()
+            schedule.step()
+    return model.eval()
+
+
+@torch.no_grad()
+def intersection_over_union(model: SegmentationNet, image: Tensor, mask: Tensor) -> np.ndarray:
+    """IoU (N,) of what the model marks (over one half) with the mask; NaN for images without damage."""
+    device = next(model.parameters()).device
+    marked = torch.cat([model(part.to(device)).cpu() > 0 for part in image.split(32)])
+    wanted = mask > 0.5
+    both, either = ((marked & wanted).sum((1, 2, 3)), (marked | wanted).sum((1, 2, 3)))
+    return torch.where(wanted.any(3).any(2).any(1), both / either.clamp(min=1), torch.nan).numpy()
