@@ -41,7 +41,7 @@ ALLOWED = {
     "control": "adapter errors files guidance lora sd.controlnet sd.parts sd.unet sd.weights seeds",
     "generation": "adapter control errors foreign guidance lora masks sd.diffusion sd.inpainting "
                   "sd.unet sd.vae sd.weights seeds",
-    "steering": "adapter control errors folders generation mask_bank paste pictures sample_folder",
+    "steering": "adapter control errors files folders generation mask_bank paste pictures sample_folder",
     "painting": "adapter control decode errors folders generation mask_bank masks paste pictures "
                 "sample_folder",
     "networks": "config errors files",
