@@ -81,5 +81,5 @@ def compose(damaged: Photo, good: Photo, resolution: int, orientation: str,
     motion = draw_motion(rng, orientation, region)
     under, _ = warp(_square(good, resolution)[0], None, motion, resolution)
     over, mask = warp(square, region, motion, resolution)
-    view = View(under, mask, mask, 0, (0, 0, resolution))
+    view = View(under, mask, mask, 0, (0, 0, resolution), mask)
     return np.asarray(paste(under, view, over)) if mask.any() else under, mask, under
