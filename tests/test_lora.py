@@ -8,6 +8,7 @@ import re
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
@@ -105,7 +106,8 @@ def test_forward_and_gradients_equal_pefts(rank: int, alpha: float) -> None:
     assert_same_training_step(ours, twin, block_inputs(), tolerance=1e-6)
 
 
-def test_dropout_is_where_peft_has_it() -> None:
+def test_dropout_is_where_peft_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lora, "dropout", F.dropout)  # which draws its masks as peft does
     base = block()
     ours = adapted(base, dropout=0.4)
     twin = peft_twin(base, ours, 4, 6, 0.4)
@@ -114,6 +116,24 @@ def test_dropout_is_where_peft_has_it() -> None:
     without = adapted(base)
     assert not torch.allclose(ours(*inputs), without(*inputs), atol=1e-3)  # the dropout did something,
     assert torch.equal(ours.eval()(*inputs), without.eval()(*inputs))      # and only in training
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+def test_dropout_drops_as_often_as_it_says(p: float, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x = torch.full((3, 333, 101), 2.0, dtype=dtype, requires_grad=True)  # not a multiple of four
+    y = lora.dropout(x, p)
+    kept = y != 0
+    assert abs(kept.float().mean() - (1 - p)) < 5 * (p * (1 - p) / x.numel()) ** 0.5
+    for i in range(4):  # four elements come of one draw
+        assert abs(kept.flatten()[i::4].float().mean() - (1 - p)) < 5 * (4 * p * (1 - p) / x.numel()) ** 0.5
+    together = (kept.flatten()[1:] & kept.flatten()[:-1]).float().mean()
+    assert abs(together - (1 - p) ** 2) < 0.02
+    assert torch.equal(y[kept], torch.full_like(y[kept], 2 / (1 - p)))
+    y.sum().backward()
+    assert torch.equal(x.grad, y.detach() / 2)
+    assert not torch.equal(lora.dropout(x, p) != 0, kept)
 
 
 @pytest.mark.parametrize("base_dtype", [torch.bfloat16, torch.float16])
