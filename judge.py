@@ -100,6 +100,9 @@ def fit_judge(network: Network, image: Tensor, label: Tensor, classes: int, epoc
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed_of("judge", *key))
         trunk = copy.deepcopy(network.trunk).requires_grad_(True).train()
+        for module in trunk.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()  # keeps the statistics of its large training: a few dozen images make poor ones
         head = nn.Sequential(nn.Dropout(0.2), nn.Linear(network.dim, classes)).to(network.device)
         # What is pretrained moves slowly, or a few dozen images would undo it.
         peaks = {trunk: PEAK / 10, head: PEAK}

@@ -94,7 +94,8 @@ def curves(rows: list[dict[str, Any]], title: str = "") -> Image.Image:
     validated = [row for row in rows if "validation" in row]
     rows = [row for row in rows if row.get("loss") is not None and np.isfinite(row["loss"])]
     steps, losses = [row["step"] for row in rows], [row["loss"] for row in rows]
-    panels = 2 + 2 * bool(validated)
+    scored = (("dca", "ceiling"), ("fid",)) if validated else ()
+    panels = 2 + len(scored)
     figure = Figure(figsize=(9, 3 + 1.5 * panels), dpi=110, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     above, below, *others = figure.subplots(panels, 1, sharex=True,
@@ -108,7 +109,7 @@ def curves(rows: list[dict[str, Any]], title: str = "") -> Image.Image:
     below.plot(steps, [row["lr"] for row in rows], color="tab:orange", drawstyle="steps-post")
     below.set(ylabel="learning rate", ylim=(0, None))
     below.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-    for axes, names in zip(others, (("dca", "ceiling"), ("fid",)), strict=True):
+    for axes, names in zip(others, scored, strict=True):
         _scores(axes, validated, names)
     for axes in (above, below, *others):
         axes.grid(color="0.92")

@@ -24,7 +24,7 @@ def test_a_process_is_timed_from_its_start_and_its_memory_counted(tmp_path: Path
     monkeypatch.setattr(bench, "ROOT", tmp_path)
     run = bench.timed(["-c", SCRIPT], lambda: len(list(tmp_path.iterdir())) // 2 + (tmp_path / "c").exists())
     assert run.start > 0.3 and len(run.each) == 1 and run.each[0] > 0.2
-    assert 0.19 < run.memory < 0.5
+    assert 0.19 < run.memory < 1
 
 
 def test_a_contender_that_fails_says_why() -> None:
