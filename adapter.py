@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -66,15 +66,21 @@ class Header:
     fingerprint: str  # which weights that was, however they were stored
     resolution: int
     tokens_per_class: int
-    class_dropout: float  # 0: the null class is untrained, so there is no guidance
+    class_dropout: float  # 0: the table's null class is untrained
     rank: int
     alpha: float
     step: int
     config: dict[str, Any]  # the whole command line of the run
     control: ControlHeader | None = None
+    prompts: list[str] = field(default_factory=list)  # of the classes; none: a table of tokens instead
+
+    @property
+    def has_null(self) -> bool:
+        """Whether there is a null condition to guide from: the text encoder's "", or one that was trained."""
+        return bool(self.prompts) or self.class_dropout > 0
 
 
-def trained_tensors(unet: nn.Module, context: ClassContext) -> dict[str, Tensor]:
+def trained_tensors(unet: nn.Module, context: nn.Module) -> dict[str, Tensor]:
     """Everything that training changes, by its name in the checkpoint. The tensors are live, not copies."""
     tensors = {f"unet.{name}": tensor for name, tensor in lora.lora_state(unet).items()}
     if unet.conv_in.weight.requires_grad:
@@ -120,15 +126,14 @@ def _header(path: Path, fields: dict[str, Any]) -> Header:
 
 
 def load_adapter(path: Path, header: Header, tensors: dict[str, Tensor], unet: nn.Module,
-                 dim: int) -> ClassContext:
-    """Inject the checkpoint's LoRA into `unet` and return its class embedding. Raises UserError."""
+                 context: nn.Module) -> None:
+    """Inject the checkpoint's LoRA into `unet` and fill its `context`. Raises UserError."""
     lora.inject(unet, header.rank, header.alpha, dropout=0.0)
-    context = ClassContext(len(header.classes), dim, header.tokens_per_class)
     copy_trained(path, tensors, unet, context)
-    return context.requires_grad_(False)
+    context.requires_grad_(False)
 
 
-def copy_trained(path: Path, tensors: dict[str, Tensor], unet: nn.Module, context: ClassContext) -> None:
+def copy_trained(path: Path, tensors: dict[str, Tensor], unet: nn.Module, context: nn.Module) -> None:
     """Copy a checkpoint's tensors into modules, strictly. Raises UserError naming `path`."""
     try:
         parts = {prefix: {k[len(prefix):]: v for k, v in tensors.items() if k.startswith(prefix)}

@@ -56,6 +56,10 @@ def _default_text(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
+def _name(field: dataclasses.Field) -> str:
+    return "--" + field.name.rstrip("_").replace("_", "-")
+
+
 def _add(group: Any, field: dataclasses.Field, annotation: Any) -> None:
     """One flag for one field: bool -> --x/--no-x, list[...] -> several values, `X | None` -> optional X."""
     arguments = [a for a in typing.get_args(annotation) if a is not type(None)]
@@ -70,7 +74,7 @@ def _add(group: Any, field: dataclasses.Field, annotation: Any) -> None:
         group.add_argument(field.name, help=text, choices=field.metadata["choices"],
                            metavar=None if field.metadata["choices"] else field.name.upper())
         return
-    name = "--" + field.name.rstrip("_").replace("_", "-")
+    name = _name(field)
     options: dict[str, Any] = {"dest": field.name, "help": text, "required": required}
     if not required:
         options["default"] = default
@@ -92,12 +96,24 @@ def parse(cls: type[T], description: str, epilog: str = "", argv: list[str] | No
 
     A field whose default is `...` must be given. A wrong value ends in one line and exit status 2.
     """
-    parser = _Parser(description=description, epilog=epilog, allow_abbrev=False,
-                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _Parser(description=description, epilog=epilog, allow_abbrev=False, usage=_usage(cls),
+                     add_help=False, formatter_class=argparse.RawDescriptionHelpFormatter)
     annotations, groups = typing.get_type_hints(cls), {}
     for field in dataclasses.fields(cls):
         title = field.metadata["group"]
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
         _add(groups[title], field, annotations[field.name])
+    parser.add_argument_group("help").add_argument("-h", "--help", action="help", help="show this page")
     return cls(**vars(parser.parse_args(argv)))
+
+
+def _usage(cls: type) -> str:
+    """What must be given; all else is in the groups below, each with its default."""
+    words = ["python %(prog)s"]
+    for field in dataclasses.fields(cls):
+        if field.metadata["positional"]:
+            words.append("|".join(field.metadata["choices"] or [field.name.upper()]))
+        elif field.default is ...:
+            words.append(f"{_name(field)} ...")
+    return " ".join([*words, "[flags]"])

@@ -15,14 +15,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import lora
-from adapter import ClassContext, ControlHeader, Header
+from adapter import ControlHeader, Header
 from errors import UserError
 from files import save_json, write_atomic
 from guidance import Control
+from prompts import DamageContext
 from sd.controlnet import ControlNet, copy_encoder
-from sd.parts import controlnet_json
+from sd.parts import WEIGHTS, controlnet_json
 from sd.unet import UNet
-from sd.weights import WEIGHTS, fingerprint, load_controlnet
+from sd.weights import fingerprint, load_controlnet
 from seeds import torch_rng
 
 LOW_RANK_TARGETS = (*lora.TARGETS, "net.0.proj", "net.2", "time_emb_proj", "linear_1", "linear_2")
@@ -40,7 +41,7 @@ class Steered(NamedTuple):
     """A checkpoint's ControlNet with the damage types it was trained on."""
 
     net: ControlNet
-    context: ClassContext
+    context: DamageContext
     header: Header
 
     def control(self, masks: list[np.ndarray], damages: list[str], steer: Steer) -> Control:
@@ -116,7 +117,7 @@ def load_control(path: Path, header: ControlHeader, tensors: dict[str, Tensor], 
 
 def write_controlnet(folder: Path, control: ControlNet) -> list[Path]:
     """Write a ControlNet without adapters in diffusers' layout. Returns the files."""
-    weights, config = folder / WEIGHTS[0], folder / "config.json"
+    weights, config = folder / f"{WEIGHTS}.safetensors", folder / "config.json"
     tensors = {name: tensor.contiguous() for name, tensor in control.state_dict().items()}
     write_atomic(weights, lambda temporary: save_file(tensors, temporary, {"format": "pt"}))
     save_json(config, controlnet_json(control.config))

@@ -25,6 +25,7 @@ from formats import (
     LoRAFile,
     kohya_names,
 )
+from sd.text import placeholder
 
 
 def write_lora(file: LoRAFile, out: Path, layout: str) -> list[Path]:
@@ -37,8 +38,20 @@ def write_lora(file: LoRAFile, out: Path, layout: str) -> list[Path]:
     written = write(file, out)
     if file.about is not None:
         save_tensors(out / DAMAGE_TYPES, file.rest, "adapter", file.about)
-        written.append(out / DAMAGE_TYPES)
+        written += [out / DAMAGE_TYPES, *_write_words(file, out / "embeddings")]
     return written
+
+
+def _write_words(file: LoRAFile, out: Path) -> list[Path]:
+    """The trained words of a --context prompt checkpoint, each a textual-inversion file: word, (tokens, dim).
+
+    diffusers takes the word from the file, A1111 and ComfyUI from the file's name.
+    """
+    if not file.about.get("prompts"):
+        return []
+    places = [out / f"{placeholder(name).strip('<>')}.safetensors" for name in file.about["classes"]]
+    rows = file.rest["class_embedding.weight"].unflatten(1, (file.about["tokens_per_class"], -1))
+    return [_save(place, {f"<{place.stem}>": row}, {}) for place, row in zip(places, rows, strict=True)]
 
 
 def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Path:

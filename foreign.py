@@ -44,6 +44,7 @@ def add(model: nn.Module, component: str, path: Path, strength: float) -> None:
     modules = dict(model.named_modules())
     for full_name, layer in read_lora(path).layers.items():
         owner, _, name = full_name.partition(".")
+        name = name.removeprefix("text_model.")  # in the files, no longer in transformers' model
         if owner != component:
             continue
         weight = getattr(modules.get(name), "weight", None)

@@ -12,11 +12,12 @@ from torch import Tensor
 
 import foreign
 import lora
-from adapter import WIDE, ClassContext, Header, find_adapter, load_adapter, read_adapter
+from adapter import WIDE, Header, find_adapter, load_adapter, read_adapter
 from control import Steered, load_control
 from errors import UserError
 from guidance import Control, guided
 from masks import latent_mask
+from prompts import DamageContext, make_context
 from sd.diffusion import Eps, Noise, ddim, ddpm, dpm_solver, first_abar, solver_timesteps
 from sd.inpainting import UNetInPicture, load_inpainting_unet
 from sd.unet import UNet
@@ -72,7 +73,7 @@ def noise_for(wanted: list[Wanted], seed: int, *step: int | str, size: int) -> T
 
 
 @torch.no_grad()
-def draw(unet: UNet | UNetInPicture, vae: VAE, context: ClassContext, wanted: list[Wanted], drawing: Drawing,
+def draw(unet: UNet | UNetInPicture, vae: VAE, context: DamageContext, wanted: list[Wanted], drawing: Drawing,
          resolution: int, control: Control | None = None, z_0: Tensor | None = None) -> Tensor:
     """Draw images (B, 3, R, R) in [-1, 1], R = resolution: one for each (class name, class id, number).
 
@@ -96,7 +97,7 @@ def draw(unet: UNet | UNetInPicture, vae: VAE, context: ClassContext, wanted: li
 
 
 @torch.no_grad()
-def paint(unet: UNet, vae: VAE, context: ClassContext, wanted: list[Wanted], image: Tensor, hole: Tensor,
+def paint(unet: UNet, vae: VAE, context: DamageContext, wanted: list[Wanted], image: Tensor, hole: Tensor,
           drawing: Drawing, control: Control | None = None) -> Tensor:
     """Draw into pictures: image (B, 3, R, R) in [-1, 1] and hole (B, 1, R, R) in {0, 1} -> as `draw`.
 
@@ -121,7 +122,7 @@ class Generator:
 
     unet: UNet
     vae: VAE
-    context: ClassContext
+    context: DamageContext
     header: Header
     path: Path
     steered: Steered | None  # in checkpoints of kind "control"
@@ -152,8 +153,8 @@ def load_generator(ckpt: Path, *, base: str | None, strength: float, device: tor
                    control: str | None = None) -> Generator:
     """Load a checkpoint and the base that its header names (or `base`), merge its LoRA at `strength`.
 
-    loras: LoRA files of others to add, each with its strength. control: the checkpoint whose ControlNet
-    steers it, if that is not its own.
+    loras: LoRA files of others to add, each with its strength, where prompts are used to the encoder as well.
+    control: the checkpoint whose ControlNet steers it, if that is not its own.
     Raises UserError for a damaged file or a base with other weights than the checkpoint was trained on.
     """
     path = find_adapter(ckpt)
@@ -168,7 +169,8 @@ def load_generator(ckpt: Path, *, base: str | None, strength: float, device: tor
     if fingerprint(unet) != header.fingerprint:
         raise UserError(f"{path}: was trained on other weights than --base {base or header.base} has; "
                         f"give the base it was trained on ({header.base})")
-    context = load_adapter(path, header, tensors, unet, unet.config.cross_attention_dim).to(device)
+    context = make_context(header, base or header.base, unet.config.cross_attention_dim, device, loras=loras)
+    load_adapter(path, header, tensors, unet, context)
     steered = None
     if header.control:  # what it copies is the UNet with the whole LoRA, at any strength
         with lora.merged(unet):

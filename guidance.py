@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adapter import NULL, ClassContext
+from adapter import NULL
+from prompts import DamageContext
 from sd.controlnet import ControlNet
 from sd.diffusion import Eps
 from sd.inpainting import UNetInPicture
@@ -23,7 +24,7 @@ class Control:
     """
 
     net: ControlNet
-    context: ClassContext
+    context: DamageContext
     condition: Tensor
     scale: float = 1.0  # of the residuals: 0 is the UNet alone
     guidance: float = 1.0  # away from what the empty mask gives
@@ -35,7 +36,7 @@ class Control:
         return [self.scale * skip for skip in skips], self.scale * mid
 
 
-def guided(unet: UNet | UNetInPicture, context: ClassContext, class_id: Tensor, guidance: float,
+def guided(unet: UNet | UNetInPicture, context: DamageContext, class_id: Tensor, guidance: float,
            control: Control | None = None) -> Eps:
     """eps(z_t, t) for the classes (B,) given, with classifier-free guidance (Ho & Salimans 2022, 2207.12598).
 

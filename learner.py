@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 import foreign
 import lora
-from adapter import ClassContext, Header, trained_tensors
+from adapter import Header, trained_tensors
 from machine import DTYPES, choose_checkpointing, choose_device, choose_precision
+from prompts import make_context, prompts_for
 from recipe import RunConfig, TrainConfig, out_folder
 from sd.unet import UNet
 from sd.weights import fingerprint
@@ -45,15 +46,15 @@ class Learner:
             kind=kind, classes=classes, base=config.base, fingerprint=fingerprint(unet),
             resolution=config.resolution, tokens_per_class=config.tokens_per_class,
             class_dropout=config.class_dropout, rank=config.rank, alpha=config.alpha, step=0,
-            config=dataclasses.asdict(config))
+            config=dataclasses.asdict(config), prompts=prompts_for(config, classes))
         weights = lora.inject(unet, config.rank, config.alpha, config.dropout, seed=config.seed)
         if config.init_lora:
             foreign.start_from(unet, Path(config.init_lora))
         if widened:
             unet.conv_in.weight = nn.Parameter(unet.conv_in.weight.float())
             weights.append(unet.conv_in.weight)
-        self.context = ClassContext(len(classes), unet.config.cross_attention_dim, config.tokens_per_class,
-                                    config.init_std, config.seed).to(device)
+        self.context = make_context(self.header, config.base, unet.config.cross_attention_dim, device,
+                                    config.init_std, config.seed)
         self.unet = unet.train()
         unet.checkpointing = choose_checkpointing(
             config.checkpointing, device, config.precision, config.batch_size, config.resolution,

@@ -1,17 +1,13 @@
 """LoRA (Hu et al. 2021, arXiv 2106.09685): trainable low-rank adapters beside frozen linear layers.
 
-As a command it converts a checkpoint into the layouts that other programs read, and back:
-`python lora.py convert CKPT OUT --to diffusers|peft|kohya`, `python lora.py convert FOLDER OUT --from ...`.
+The command `python lora.py convert CKPT OUT --to diffusers|peft|kohya` is in convert.py.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -19,16 +15,9 @@ from torch import Tensor, nn
 
 import errors
 import seeds
-from config import flag, parse
 from errors import UserError
-from formats import LAYOUTS, read_lora
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
-EXAMPLE = """examples:
-  python lora.py convert runs/bottle-class bottle-lora --to kohya      # for ComfyUI and A1111
-  python lora.py convert runs/bottle-class bottle-lora --to diffusers  # for pipe.load_lora_weights
-  python lora.py convert bottle-lora runs/back --from diffusers        # again a checkpoint for sample.py
-"""
 
 
 def dropout(x: Tensor, p: float) -> Tensor:
@@ -174,29 +163,10 @@ def load_lora_state(model: nn.Module, state: dict[str, Tensor]) -> None:
         tensor.copy_(state[key])
 
 
-@dataclass
-class Convert:
-    """The command line of lora.py."""
-
-    command: str = flag(..., "what to do", choices=("convert",), positional=True)
-    source: str = flag(..., "run folder, LoRA file, or the folder that holds one", positional=True)
-    out: str = flag(..., "folder to write, new or empty", positional=True)
-    from_: str = flag("checkpoint", "layout of SOURCE; checkpoint is this project's", choices=LAYOUTS)
-    to: str = flag("checkpoint", "layout of OUT", choices=LAYOUTS)
-
-
 def main() -> None:
-    from export import write_lora
-    config = parse(Convert, __doc__, EXAMPLE)
-    if config.from_ == config.to:
-        raise UserError(f"--from {config.from_} --to {config.to}: nothing to convert; give another layout to "
-                        "one of them")
-    file = read_lora(Path(config.source))
-    if file.layout != config.from_:
-        raise UserError(f"{config.source}: is in the layout {file.layout}; say --from {file.layout}")
-    for path in write_lora(file, Path(config.out), config.to):
-        print(path)
-    print(f"{len(file.layers)} layers from {config.from_} to {config.to}", file=sys.stderr)
+    """The command line, which is not needed to train or to draw."""
+    from convert import main as convert
+    convert()
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,8 @@ class RunConfig(DataConfig, NetworkConfig):
     base: str = flag("stable-diffusion-v1-5/stable-diffusion-v1-5",
                      "hub id, diffusers folder, single .safetensors file, or tiny", group="run")
     restart: bool = flag(False, "throw away the run that the folder holds, and start anew", group="run")
+    tensorboard: bool = flag(False, "also write loss, rates and previews to tensorboard/ in the run folder; "
+                                    "needs the package of that name", group="run")
     preview_every: int = flag(25, "epochs between preview pictures, 0 for none", group="run", minimum=0)
     save_every: int = flag(5, "epochs between saves of the checkpoint and the resume state", group="run",
                            minimum=1)
@@ -59,9 +62,17 @@ class RunConfig(DataConfig, NetworkConfig):
     def __post_init__(self) -> None:
         """Raises UserError for flags that contradict each other."""
         rate_factor(self, epoch=0)
-        if self.preview_guidance != 1 and self.class_dropout == 0:
+        if self.tensorboard and importlib.util.find_spec("tensorboard") is None:
+            raise UserError("--tensorboard: not installed; pip install tensorboard, or leave the flag out "
+                            "(metrics.jsonl has the same numbers)")
+        if self.preview_guidance != 1 and not self.has_null:
             raise UserError(f"--preview-guidance {self.preview_guidance:g}: without --class-dropout (such as "
                             "0.1) there is no null class to guide from")
+
+    @property
+    def has_null(self) -> bool:
+        """Whether there is a null condition to guide from."""
+        return self.class_dropout > 0
 
 
 @dataclass
@@ -75,10 +86,14 @@ class TrainConfig(RunConfig):
     dropout: float = flag(0.1, "dropout on the LoRA's input", group="adapter", minimum=0, maximum=0.99)
     init_lora: str | None = flag(None, "LoRA file to start from, as diffusers, peft or kohya write it: of "
                                  "layers that are trained here, and of --rank at most", group="adapter")
-    tokens_per_class: int = flag(1, "context tokens a class; 1 is the recipe, which leaves part of the LoRA "
-                                 "idle (README)", group="adapter", minimum=1, maximum=77)
-    init_std: float = flag(0.02, "standard deviation of the class embedding's start", group="adapter",
-                           above=0)
+    context: str = flag("class", "what tells the UNet the damage type: a row of a trained table (the "
+                        "recipe), or --prompt with a trained word in it, read by the base's text encoder",
+                        group="adapter", choices=("class", "prompt"))
+    prompt: str = flag("a photo of a {product} with {damage}", "for --context prompt", group="adapter")
+    tokens_per_class: int = flag(1, "context tokens a class, with --context prompt vectors a word; 1 is the "
+                                 "recipe, which leaves part of the LoRA idle (README)", group="adapter",
+                                 minimum=1, maximum=77)
+    init_std: float = flag(0.02, "standard deviation of the class table's start", group="adapter", above=0)
     embedding_lr: float | None = flag(None, "learning rate of the class embedding (default: --lr); 0 leaves "
                                             "it as it starts", group="adapter", minimum=0)
 
@@ -91,6 +106,16 @@ class TrainConfig(RunConfig):
         super().__post_init__()
         if self.lr == self.embedding_rate == 0:
             raise UserError("--lr 0: nothing would be trained; give --embedding-lr as well")
+
+    @property
+    def has_null(self) -> bool:
+        """Whether there is a null condition to guide from; the text encoder brings its own."""
+        return self.class_dropout > 0 or self.context == "prompt"
+
+
+def product_name(config: RunConfig) -> str:
+    """What a single product is called: --product-classes, or the last part of --data."""
+    return config.product_classes[0] if config.product_classes else Path(config.data[0]).resolve().name
 
 
 def out_folder(config: RunConfig, strategy: str) -> Path:

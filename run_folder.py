@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from adapter import Header, save_adapter
+from board import Board
 from data import DefectDataset
 from errors import UserError
 from files import append_row, read_rows, save_image, save_json, save_rows, save_tensors
@@ -23,7 +24,8 @@ from pictures import curves
 # Flags that may differ when a run goes on: where, how long, how it is shown, but not what it learns.
 MAY_CHANGE = {"data", "base", "class_ckpt", "out", "epochs", "max_steps", "preview_every", "save_every",
               "preview_steps", "preview_guidance", "checkpointing", "device", "workers", "restart",
-              "validate", "best", "features", "features_weights", "judge", "judge_weights"}
+              "validate", "best", "features", "features_weights", "judge", "judge_weights",
+              "tensorboard"}
 
 
 class RunFolder:
@@ -41,6 +43,7 @@ class RunFolder:
         self.metrics, self.settings_file = folder / "metrics.jsonl", folder / "config.json"
         self.curves, self.previews = folder / "curves.png", folder / "previews"
         self.best = folder / "best.safetensors"
+        self.board: Board | None = None  # with --tensorboard, once the run has begun
         # What a run must share with the one it goes on from: its flags, and what these stood for.
         counts = Counter(item.class_id for item in dataset.items)
         self.settings = {**header.config, "images": {c: counts[i] for i, c in enumerate(header.classes)},
@@ -72,6 +75,8 @@ class RunFolder:
         kept = [row for row in rows[1:] if row.get("step", 0) <= step]
         save_rows(self.metrics, [{"config": self.settings}, *kept])
         save_json(self.settings_file, self.settings)
+        if self.header.config["tensorboard"]:
+            self.board = Board(self.folder / "tensorboard", kept, self.previews)
         return step
 
     def _load(self) -> int:
@@ -121,8 +126,10 @@ class RunFolder:
         save_tensors(self.state, state, "state", about)
 
     def log(self, row: dict[str, Any]) -> None:
-        """Append one row to metrics.jsonl."""
+        """Append one row to metrics.jsonl, and to TensorBoard's files where they are wanted."""
         append_row(self.metrics, row)
+        if self.board:
+            self.board.log(row)
 
     def save_validated(self, step: int, epoch: int, scores: dict[str, float | None], rule: str) -> None:
         """Log what a preview was worth; keep its weights in best.safetensors if none before was as good."""
@@ -140,6 +147,8 @@ class RunFolder:
     def save_preview(self, epoch: int, image: Image.Image) -> None:
         """previews/epoch_NNNN.png."""
         save_image(self.previews / f"epoch_{epoch:04d}.png", image)
+        if self.board:
+            self.board.picture(epoch, image)
 
 
 def rank(scores: dict[str, float | None], rule: str) -> tuple[float, ...] | None:

@@ -77,8 +77,9 @@ class Config:
                               group="where")
     strength: float = flag(1.0, "below 1 the photo's own texture shimmers through: the first steps are left "
                            "out", group="where", above=0, maximum=1)
-    layout: str = flag("ds", "ds: image/<damage>/NNN.png and mask/<damage>/NNN_mask.png of class indices; "
-                       "mvtec: test/ and ground_truth/ of 255", group="what", choices=tuple(LAYOUTS))
+    layout: str = flag("ds", "ds: image/<damage>/NNN.png, mask/<damage>/NNN_mask.png of class indices; "
+                       "mvtec: test/ and ground_truth/ of 255; coco: as ds, and annotations.json",
+                       group="what", choices=tuple(LAYOUTS))
     base: str | None = flag(None, "where the base lies now (default: what the checkpoint was trained on)",
                             group="how")
     batch_size: int = flag(4, "images drawn at once", group="machine", minimum=1)
@@ -92,7 +93,7 @@ def check(config: Config, header: Header) -> None:
     for name in config.classes:
         if name not in header.classes:
             raise UserError(f"--classes {name}: the checkpoint knows {', '.join(header.classes)}")
-    if config.guidance != 1 and header.class_dropout == 0:
+    if config.guidance != 1 and not header.has_null:
         raise UserError(f"--guidance {config.guidance:g}: this checkpoint was trained without "
                         "--class-dropout, so it has no null class to guide from; use 1, or train with "
                         "--class-dropout 0.1")
@@ -194,6 +195,7 @@ def main() -> None:
                 folder.add(sample, *pair)
             bar.update(len(batch))
 
+    folder.annotate()
     save_image(folder.folder / "grid.png", contact_sheet(folder, classes, min(config.per_class, SHOWN)))
     print(f"{config.out}: {config.per_class} images each of {', '.join(classes)}; see {config.out}/grid.png")
 

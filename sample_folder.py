@@ -1,4 +1,4 @@
-"""A folder of generated images, laid out as the dataset is or as MVTec AD, and its journal samples.jsonl."""
+"""A folder of generated images, laid out as the dataset, MVTec AD or COCO, and its journal samples.jsonl."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from coco import Annotated, coco_dataset
 from errors import UserError
-from files import append_row, read_rows, save_image
+from files import append_row, read_rows, save_image, save_rows
 from folders import is_good
 
 # layout -> folder of the images, folder of the masks
-LAYOUTS = {"ds": ("image", "mask"), "mvtec": ("test", "ground_truth")}
+LAYOUTS = {"ds": ("image", "mask"), "mvtec": ("test", "ground_truth"), "coco": ("image", "mask")}
 
 
 class Sample(NamedTuple):
@@ -76,6 +77,20 @@ class SampleFolder:
             values = sample.mask.astype(np.uint8) * self.mask_values[damage]
             save_image(self.mask_file(damage, number), Image.fromarray(values))
         save_image(file, sample.image)
+
+    def annotate(self) -> None:
+        """annotations.json of every image there, in COCO's layout; in the others nothing."""
+        if self.settings["layout"] != "coco":
+            return
+        pictures = []
+        for row in read_rows(self.journal):
+            if (self.folder / row["file"]).exists():
+                with Image.open(self.folder / row["file"]) as image:
+                    size = image.size
+                mask = self.mask_file(row["class"], row["number"])
+                pictures.append(Annotated(row["file"], size, row["class"],
+                                          np.asarray(Image.open(mask)) if mask.exists() else None))
+        save_rows(self.folder / "annotations.json", [coco_dataset(pictures)])
 
     def _name(self, file: Path) -> str:
         return file.relative_to(self.folder).as_posix()

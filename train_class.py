@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 import errors
-from adapter import ClassContext
 from config import parse
 from data import load_dataset
 from draws import Draws
@@ -18,6 +17,7 @@ from latents import posterior, with_latents
 from learner import Learner, frozen_dtype, settle
 from machine import DTYPES, autocast
 from pictures import grid, tensor_to_image
+from prompts import DamageContext
 from recipe import TrainConfig
 from sd.diffusion import Diffusion
 from sd.unet import UNet
@@ -48,7 +48,7 @@ def encode(config: Config, vae: VAE, batch: Batch) -> dict[str, Tensor]:
     return {"mean": mean, "std": std}
 
 
-def diffusion_loss(config: Config, unet: UNet, context: ClassContext, batch: Batch) -> Tensor:
+def diffusion_loss(config: Config, unet: UNet, context: DamageContext, batch: Batch) -> Tensor:
     """The diffusion step: ||eps - eps_hat(z_t, t, class)||^2, one mean an image (B,) (DDPM, equation 14)."""
     device = context.null.device
     draws = Draws(config, batch, device)
@@ -59,7 +59,7 @@ def diffusion_loss(config: Config, unet: UNet, context: ClassContext, batch: Bat
     return (eps_hat.float() - eps).square().mean(dim=(1, 2, 3))
 
 
-def preview(config: Config, unet: UNet, vae: VAE, context: ClassContext, classes: list[str]) -> Preview:
+def preview(config: Config, unet: UNet, vae: VAE, context: DamageContext, classes: list[str]) -> Preview:
     """One row a class, always from the same noise. Draws from no generator but its own."""
     drawing = Drawing(seed=config.seed, steps=config.preview_steps, guidance=config.preview_guidance)
     drawn = []

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import errors
-from adapter import ClassContext, ControlHeader, Header, find_adapter, read_adapter
+from adapter import ControlHeader, Header, find_adapter, read_adapter
 from config import flag, parse
 from control import new_control, to_condition, trained_control
 from data import DefectDataset, load_dataset
@@ -24,6 +24,7 @@ from latents import posterior, with_latents
 from learner import frozen_dtype, settle
 from machine import DTYPES, autocast, choose_checkpointing
 from pictures import grid, outline, tensor_to_image
+from prompts import DamageContext
 from recipe import RunConfig
 from sd.controlnet import ControlNet
 from sd.diffusion import Diffusion
@@ -89,7 +90,7 @@ def take_over(config: Config, path: Path, header: Header) -> None:
     if config.resolution not in (None, header.resolution):
         raise UserError(f"--resolution {config.resolution}: {path} was trained at {header.resolution}; leave "
                         "the flag away, or train that anew")
-    if config.class_dropout and not header.class_dropout:
+    if config.class_dropout and not header.has_null:
         raise UserError(f"--class-dropout {config.class_dropout:g}: {path} was trained without, so it has no "
                         "null class; train it with --class-dropout 0.1, or leave the flag away")
     if config.class_dropout is None:
@@ -115,7 +116,7 @@ def encode(config: Config, vae: VAE, batch: Batch) -> dict[str, Tensor]:
     return {"mean": mean, "std": std, "mask": batch["mask"].to(torch.uint8)}
 
 
-def diffusion_loss(config: Config, unet: UNet, control: ControlNet, context: ClassContext,
+def diffusion_loss(config: Config, unet: UNet, control: ControlNet, context: DamageContext,
                    batch: Batch) -> Tensor:
     """The diffusion step: ||eps - eps_hat(z_t, t, class, mask)||^2, one mean an image (B,).
 

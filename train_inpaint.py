@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 import errors
-from adapter import ClassContext
 from config import flag, parse
 from draws import Draws
 from errors import UserError
@@ -21,6 +20,7 @@ from learner import Learner, frozen_dtype, settle
 from machine import DTYPES, autocast
 from masks import latent_mask
 from pictures import grid, outline, tensor_to_image
+from prompts import DamageContext
 from recipe import TrainConfig
 from sd.diffusion import Diffusion
 from sd.inpainting import UNetInPicture, load_inpainting_unet
@@ -68,7 +68,7 @@ def encode(config: Config, vae: VAE, batch: Batch) -> dict[str, Tensor]:
             "cells": latent_mask(batch["hole"])}
 
 
-def diffusion_loss(config: Config, unet: UNet, context: ClassContext, batch: Batch) -> Tensor:
+def diffusion_loss(config: Config, unet: UNet, context: DamageContext, batch: Batch) -> Tensor:
     """The diffusion step: ||eps - eps_hat(z_t, t, class | mask, masked image)||^2, one mean an image (B,).
 
     --defect-weight w: (1 - w) times the mean over the picture and w times that over the hole.
@@ -86,7 +86,8 @@ def diffusion_loss(config: Config, unet: UNet, context: ClassContext, batch: Bat
     return (1 - config.defect_weight) * error.mean(dim=(1, 2, 3)) + config.defect_weight * in_hole
 
 
-def preview(config: Config, unet: UNet, vae: VAE, context: ClassContext, dataset: HoleDataset) -> Preview:
+def preview(config: Config, unet: UNet, vae: VAE, context: DamageContext,
+            dataset: HoleDataset) -> Preview:
     """A row a class, its masks on undamaged training photos: the hole outlined, then what was painted."""
     device = context.null.device
     drawing = Drawing(seed=config.seed, steps=config.preview_steps, guidance=config.preview_guidance)

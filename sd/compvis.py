@@ -7,9 +7,10 @@ unchanged, so that the strict loader reports it.
 
 from __future__ import annotations
 
-# Outside these lie the text encoder, the schedule's buffers and, in some files, a copy under model_ema.
+# Outside these lie the schedule's buffers and, in some files, a copy under model_ema.
 UNET_PREFIXES = ("model.diffusion_model.",)
 VAE_PREFIXES = ("first_stage_model.", "vae.")
+TEXT_PREFIXES = ("cond_stage_model.transformer.",)
 CONTROLNET_PREFIXES = ("control_model.", "")  # its file holds nothing else
 
 _RESNET = {"in_layers.0": "norm1", "in_layers.2": "conv1", "emb_layers.1": "time_emb_proj",

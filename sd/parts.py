@@ -13,8 +13,11 @@ from torch import nn
 from errors import UserError
 from sd import compvis
 from sd.controlnet import ControlNet, ControlNetConfig
+from sd.text import TextConfig, clip_text_model, text_name
 from sd.unet import UNet, UNetConfig
 from sd.vae import VAE, VAEConfig
+
+WEIGHTS = "diffusion_pytorch_model"
 
 
 class Part(NamedTuple):
@@ -23,14 +26,15 @@ class Part(NamedTuple):
     title: str
     flag: str  # by which a user names the model
     folder: str  # of the component inside the model's
-    module: type[nn.Module]
+    module: Callable[[Any], nn.Module]  # config -> what holds the weights
     config: Any  # what a model without a config.json is taken for
     settings: dict[str, Any]
     blocks: Callable[[int], dict[str, list[str]]]  # the block types of a model with so many levels
     conv_in: str
-    name: Callable[[str], str]  # a key of a diffusers-layout file -> the module's
+    weights: str  # the file's name, less .safetensors
+    name: Callable[[str], str | None]  # a key of a diffusers-layout file -> the module's, None: not needed
     prefixes: tuple[str, ...]  # of this part's keys in an original file
-    original_name: Callable[[str], str]  # such a key, less its prefix -> the module's
+    original_name: Callable[[str], str | None]  # such a key, less its prefix -> the module's
 
 
 def _vae_name(name: str) -> str:
@@ -55,7 +59,7 @@ UNET = Part(
     settings=_UNET_SETTINGS,
     blocks=lambda levels: {"down_block_types": ["CrossAttnDownBlock2D"] * (levels - 1) + ["DownBlock2D"],
                            "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * (levels - 1)},
-    name=lambda name: name, prefixes=compvis.UNET_PREFIXES, original_name=compvis.unet_name)
+    weights=WEIGHTS, name=lambda name: name, prefixes=compvis.UNET_PREFIXES, original_name=compvis.unet_name)
 
 # A published ControlNet is alone in its folder. One whose condition is pooled, or in bgr, is of another kind.
 CONTROLNET = Part(
@@ -64,16 +68,22 @@ CONTROLNET = Part(
         "controlnet_conditioning_channel_order": "rgb", "global_pool_conditions": False,
         "projection_class_embeddings_input_dim": None, "addition_time_embed_dim": None},
     blocks=lambda levels: {"down_block_types": ["CrossAttnDownBlock2D"] * (levels - 1) + ["DownBlock2D"]},
-    name=lambda name: name, prefixes=compvis.CONTROLNET_PREFIXES, original_name=compvis.controlnet_name)
+    weights=WEIGHTS, name=lambda name: name, prefixes=compvis.CONTROLNET_PREFIXES,
+    original_name=compvis.controlnet_name)
 
 AUTOENCODER = Part(
-    title="vae", flag="--base", folder="vae", module=VAE, config=VAEConfig(),
+    title="VAE", flag="--base", folder="vae", module=VAE, config=VAEConfig(),
     conv_in="encoder.conv_in.weight",
     settings={"act_fn": "silu", "latents_mean": None, "latents_std": None, "mid_block_add_attention": True,
               "shift_factor": None, "use_post_quant_conv": True, "use_quant_conv": True},
     blocks=lambda levels: {"down_block_types": ["DownEncoderBlock2D"] * levels,
                            "up_block_types": ["UpDecoderBlock2D"] * levels},
-    name=_vae_name, prefixes=compvis.VAE_PREFIXES, original_name=compvis.vae_name)
+    weights=WEIGHTS, name=_vae_name, prefixes=compvis.VAE_PREFIXES, original_name=compvis.vae_name)
+
+TEXT = Part(
+    title="text encoder", flag="--base", folder="text_encoder", module=clip_text_model, config=TextConfig(),
+    conv_in="", settings={"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}, blocks=lambda levels: {},
+    weights="model", name=text_name, prefixes=compvis.TEXT_PREFIXES, original_name=text_name)
 
 
 def controlnet_json(config: ControlNetConfig) -> dict[str, Any]:
@@ -112,7 +122,7 @@ def read_config(part: Part, file: Path) -> Any:
             raise refused(key, default)
         fields[key] = value
     config = dataclasses.replace(part.config, **fields)
-    for key, wanted in (part.settings | part.blocks(len(config.block_out_channels))).items():
+    for key, wanted in (part.settings | part.blocks(len(getattr(config, "block_out_channels", ())))).items():
         if key in given and given[key] != wanted:
             raise refused(key, wanted)
     # Narrower is a model of our own making; wider is SD 2 (1024) or SDXL (2048).

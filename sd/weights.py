@@ -9,22 +9,22 @@ checks that header and file length agree.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import re
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from errors import UserError
 from sd.controlnet import ControlNet, ControlNetConfig
 from sd.hub import fetch_first
-from sd.parts import AUTOENCODER, CONTROLNET, UNET, Part, read_config
+from sd.parts import AUTOENCODER, CONTROLNET, TEXT, UNET, Part, read_config
+from sd.tensors import PICKLES, filled, keys_by_name, shapes_in
+from sd.text import TextEncoder, read_tokenizer
 from sd.unet import UNet, UNetConfig
 from sd.vae import VAE
 
@@ -33,13 +33,11 @@ INPAINTING_BASE = "stable-diffusion-v1-5/stable-diffusion-inpainting"  # nine ch
 REVISIONS = {DEFAULT_BASE: "451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
              INPAINTING_BASE: "8a4288a76071f7280aedbdb3253bdb9e9d5d84bb"}
 TINY = Path(__file__).resolve().parent.parent / "tiny"
-WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors")
-PICKLES = (".ckpt", ".bin", ".pt", ".pth")
-BATCH = 16  # tensors read between two openings of a file
+TOKENIZER = ("special_tokens_map.json", "vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json")
 
 
 class PartMissing(UserError):
-    """An original file that does not hold the part asked for."""
+    """A model that does not hold the part asked for."""
 
 
 class WrongChannels(UserError):
@@ -60,13 +58,18 @@ def load_unet(base: str, *, device: torch.device | str, dtype: torch.dtype, in_c
 def load_vae(base: str, *, device: torch.device | str, dtype: torch.dtype) -> VAE:
     """The frozen VAE of `base`, in eval mode; `base` and errors as for load_unet.
 
-    An original file may come without a VAE: then it is DEFAULT_BASE's, and a line on stderr says so.
+    A fine-tune may come without a VAE: then it is DEFAULT_BASE's, and a line on stderr says so.
     """
-    try:
-        return _load(AUTOENCODER, base, {"in_channels": 3}, device, dtype)
-    except PartMissing:
-        print(f"{base}: holds no VAE, taking that of {DEFAULT_BASE}", file=sys.stderr)
-        return _load(AUTOENCODER, DEFAULT_BASE, {"in_channels": 3}, device, dtype)
+    return _load_or_default(AUTOENCODER, base, {"in_channels": 3}, device, dtype)
+
+
+def load_text_encoder(base: str, *, dim: int, device: torch.device | str) -> TextEncoder:
+    """The frozen text encoder of `base`, whose states are (B, N, dim), in fp32; errors as for load_unet.
+
+    A fine-tune may come without it or its tokenizer: then it is DEFAULT_BASE's, as for load_vae.
+    """
+    clip = _load_or_default(TEXT, base, {"hidden_size": dim}, device, torch.float32)
+    return TextEncoder(clip, read_tokenizer(_tokenizer(base)))
 
 
 def load_controlnet(init: str, config: UNetConfig, *, condition_channels: int, device: torch.device | str,
@@ -99,7 +102,7 @@ def _load(part: Part, base: str, wanted: dict[str, Any], device: torch.device | 
     """One part of `base`, from wherever it is, if its config has what is `wanted`."""
     if Path(base).is_file():
         file = Path(base)
-        shapes = _shapes(file)
+        shapes = shapes_in(file)
         names = _original_names(part, file, shapes)
         config, shape = part.config, shapes.get(names.get(part.conv_in, ""), [])
         if len(shape) == 4:  # the inpainting model differs in nothing else
@@ -109,14 +112,40 @@ def _load(part: Part, base: str, wanted: dict[str, Any], device: torch.device | 
         find, folder = _finder(part, base), PurePosixPath(part.folder)
         config_file = find([str(folder / "config.json")])
         config = read_config(part, config_file) if config_file else part.config
-        _check_config(part, base, config, wanted)  # before gigabytes are downloaded
-        found = find([str(folder / name) for name in WEIGHTS])
+        names = [f"{part.weights}{variant}.safetensors" for variant in ("", ".fp16")]
+        if config_file:
+            _check_config(part, base, config, wanted)  # before gigabytes are downloaded
+        found = find([str(folder / name) for name in names])
         if found is None:
-            raise UserError(f"{part.flag} {base}: no {folder / WEIGHTS[0]} (nor {WEIGHTS[1]}) in it; give a "
-                            "model in diffusers layout with safetensors: pickles (.bin) are not read")
-        file, shapes = found, _shapes(found)
-        names = _inverse(file, {key: part.name(key) for key in shapes})
-    return _fill(part, config, file, names, shapes, device, dtype)
+            kind = UserError if config_file else PartMissing
+            raise kind(f"{part.flag} {base}: no {folder / names[0]} (nor {names[1]}) in it; give a model in "
+                       "diffusers layout with safetensors: pickles (.bin) are not read")
+        file, shapes = found, shapes_in(found)
+        names = keys_by_name(file, {key: part.name(key) for key in shapes})
+    return filled(part, config, file, names, shapes, device, dtype)
+
+
+def _load_or_default(part: Part, base: str, wanted: dict[str, Any], device: torch.device | str,
+                     dtype: torch.dtype) -> Any:
+    """One part of `base`, or of DEFAULT_BASE where `base` comes without it."""
+    try:
+        return _load(part, base, wanted, device, dtype)
+    except PartMissing:
+        print(f"{base}: holds no {part.title}, taking that of {DEFAULT_BASE}", file=sys.stderr)
+        return _load(part, DEFAULT_BASE, wanted, device, dtype)
+
+
+def _tokenizer(base: str) -> Path:
+    """The folder with the tokenizer of `base`, or of DEFAULT_BASE where `base` comes without one."""
+    if not Path(base).is_file():
+        find = _finder(TEXT, base)
+        found = {name: find([f"tokenizer/{name}"]) for name in TOKENIZER}
+        if found["tokenizer_config.json"] and (found["tokenizer.json"] or found["merges.txt"]):
+            return found["tokenizer_config.json"].parent
+    if base == DEFAULT_BASE:
+        raise UserError(f"--base {base}: no tokenizer/tokenizer_config.json with vocab.json and merges.txt")
+    print(f"{base}: holds no tokenizer, taking that of {DEFAULT_BASE}", file=sys.stderr)
+    return _tokenizer(DEFAULT_BASE)
 
 
 def _finder(part: Part, base: str) -> Callable[[list[str]], Path | None]:
@@ -143,97 +172,11 @@ def _check_config(part: Part, base: str, config: Any, wanted: dict[str, Any]) ->
                        f"{value} is needed here{fitting}")
 
 
-@contextlib.contextmanager
-def _opened(file: Path) -> Iterator[Any]:
-    """The file's tensors. Raises UserError for a pickle and for what is no whole safetensors file."""
-    if file.suffix in PICKLES:
-        raise UserError(f"{file}: a pickle can run code when it is read, so it is refused; take the "
-                        "model's .safetensors file (SD 1.5: v1-5-pruned-emaonly.safetensors, on the hub in "
-                        f"{DEFAULT_BASE})")
-    try:
-        with safe_open(file, "pt") as tensors:
-            yield tensors
-    except (SafetensorError, OSError) as error:
-        with open(file, "rb") as raw:  # where the system is the reason, this raises in the system's words
-            pointer = raw.read(20).startswith(b"version https://git-")
-        advice = ("it is a git-lfs pointer: run `git lfs pull` in its folder" if pointer else
-                  "it is truncated, damaged or of another format: fetch it again")
-        raise UserError(f"{file}: not a whole safetensors file ({error}); {advice}") from error
-
-
-def _shapes(file: Path) -> dict[str, list[int]]:
-    """Key -> shape, from the header alone."""
-    with _opened(file) as tensors:
-        return {key: tensors.get_slice(key).get_shape() for key in tensors.keys()}  # noqa: SIM118 (no dict)
-
-
 def _original_names(part: Part, file: Path, shapes: dict[str, list[int]]) -> dict[str, str]:
     """Module's key -> file's key, for the tensors of an original file that belong to `part`."""
     for prefix in part.prefixes:
         keys = [key for key in shapes if key.startswith(prefix)]
         if keys:
-            return _inverse(file, {key: part.original_name(key.removeprefix(prefix)) for key in keys})
+            return keys_by_name(file, {key: part.original_name(key.removeprefix(prefix)) for key in keys})
     raise PartMissing(f"{file}: not an original SD 1.5 file, for no tensor is called {part.prefixes[0]}...; "
                       "give such a file, or the folder that holds unet/ and vae/")
-
-
-def _inverse(file: Path, names: dict[str, str]) -> dict[str, str]:
-    inverse = {name: key for key, name in names.items()}
-    if len(inverse) < len(names):
-        twice = [name for key, name in names.items() if inverse[name] != key]
-        raise UserError(f"{file}: holds {_few(twice)} under two names each; fetch it again")
-    return inverse
-
-
-def _few(names: Collection[str]) -> str:
-    shown = sorted(names)[:3]
-    return ", ".join(shown) + (f" and {len(names) - len(shown)} more" if len(names) > len(shown) else "")
-
-
-def _check_tensors(part: Part, file: Path, names: dict[str, str], shapes: dict[str, list[int]],
-                   wanted: dict[str, list[int]]) -> None:
-    """Raises UserError where the file lacks a tensor, has one too many, or has one of another shape."""
-    faults = []
-    if missing := wanted.keys() - names.keys():
-        faults.append(f"lacks {len(missing)} ({_few(missing)})")
-    if unexpected := names.keys() - wanted.keys():
-        faults.append(f"has {len(unexpected)} too many ({_few([names[name] for name in unexpected])})")
-    wrong = []
-    for name in wanted.keys() & names.keys():
-        shape = shapes[names[name]]
-        # The original VAE's attention is made of 1x1 convolutions: linear layers with two axes too many.
-        if shape != wanted[name] and not (len(wanted[name]) == 2 and shape == [*wanted[name], 1, 1]):
-            wrong.append(f"{names[name]} {shape} for {wanted[name]}")
-    if wrong:
-        faults.append(f"has {len(wrong)} of another shape ({_few(wrong)})")
-    if faults:
-        raise UserError(f"{file}: of the {len(wanted)} tensors of SD 1.5's {part.title} it "
-                        f"{' and '.join(faults)}; it is incomplete or of another architecture: give another")
-
-
-def _fill(part: Part, config: Any, file: Path, names: dict[str, str], shapes: dict[str, list[int]],
-          device: torch.device | str, dtype: torch.dtype) -> Any:
-    """A module built without memory, then given the file's tensors one by one, in `dtype` on `device`."""
-    try:
-        with torch.device("meta"):
-            module = part.module(config)
-    except ValueError as error:  # such as widths that norm_num_groups does not divide
-        raise UserError(f"{file.parent / 'config.json'}: {error}; give another model") from error
-    wanted = {name: list(tensor.shape) for name, tensor in module.state_dict().items()}
-    _check_tensors(part, file, names, shapes, wanted)
-    state, order = {}, list(wanted)
-    for start in range(0, len(order), BATCH):
-        # Opened anew each time, for a mapped file counts as this process's memory until it is closed. Copied,
-        # not mapped, so that a file overwritten later neither changes nor kills a training under way.
-        with _opened(file) as tensors:
-            for name in order[start:start + BATCH]:
-                tensor = tensors.get_tensor(names[name])
-                if not tensor.is_floating_point():
-                    raise UserError(f"{file}: {names[name]} is {tensor.dtype}, so the model is quantised; "
-                                    "give it in fp16 or fp32")
-                tensor = tensor.reshape(wanted[name])
-                # So convolutions compute, and hand on, channels last: quicker on CPUs, no copies on GPUs.
-                layout = torch.channels_last if tensor.ndim == 4 else torch.contiguous_format
-                state[name] = tensor.to(device, dtype, copy=True, memory_format=layout)
-    module.load_state_dict(state, assign=True)
-    return module.eval().requires_grad_(False)

@@ -42,6 +42,33 @@ def write_base(folder: Path, seed: int = 0, *, inpainting: bool = False) -> Path
     return folder
 
 
+def write_text(base: Path, length: int = 77) -> Path:
+    """A text encoder and a tokenizer added to a base: bytes for words, random weights."""
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import CLIPTextConfig, CLIPTextModel
+    letters = sorted(ByteLevel.alphabet())
+    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    start, end = len(words) - 2, len(words) - 1
+    folder = base / "tokenizer"
+    folder.mkdir()
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    (folder / "tokenizer_config.json").write_text(json.dumps({
+        "tokenizer_class": "CLIPTokenizer", "model_max_length": length, "pad_token": "<|endoftext|>",
+        "bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}))
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        clip = CLIPTextModel(CLIPTextConfig(
+            vocab_size=len(words), hidden_size=UNET.cross_attention_dim, intermediate_size=32,
+            num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=length, bos_token_id=start,
+            eos_token_id=end, pad_token_id=end))
+        for name, weight in clip.named_parameters():  # transformers' own start is too faint to tell words
+            if weight.ndim == 2:
+                torch.nn.init.normal_(weight, std=1.0 if "embedding" in name else weight.shape[1] ** -0.5)
+    clip.save_pretrained(base / "text_encoder")
+    return base
+
+
 class Place(NamedTuple):
     """A base, and demo photos: 3 a class."""
 

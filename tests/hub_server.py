@@ -38,10 +38,11 @@ class HubServer(ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    handler: type[BaseHTTPRequestHandler]
 
     def __init__(self, models: dict[str, Path] | None = None, datasets: dict[str, Path] | None = None,
                  commits: dict[str, str] | None = None, page: int = 1000) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(("127.0.0.1", 0), self.handler)
         self.repos = {"models": models or {}, "datasets": datasets or {}}
         self.commits, self.page = commits or {}, page
         self.requests: list[Request] = []
@@ -204,6 +205,9 @@ class _Handler(BaseHTTPRequestHandler):
         for key, value in {"Content-Length": str(length), **headers}.items():
             self.send_header(key, value)
         self.end_headers()
+
+
+HubServer.handler = _Handler
 
 
 def _git_id(file: Path) -> str:

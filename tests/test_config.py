@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, fields
 from types import ModuleType
 
@@ -74,11 +75,14 @@ def test_mistakes(name: str) -> None:
 
 
 @pytest.mark.parametrize("script", [train_class, train_controlnet, sample])
-def test_help_names_every_flag_and_default(script: ModuleType) -> None:
+def test_help_is_a_page_to_work_from(script: ModuleType) -> None:
+    """What must be given comes first, then every flag in its group with its default, then an example."""
     outcome = command(script.main, "--help")
     assert outcome.status == 0 and outcome.err == ""
+    assert re.match(r"usage: python script.py (--[\w-]+ \.\.\. )+\[flags\]\n", outcome.out)
     assert "example:" in outcome.out and "(default: 42)" in outcome.out
     for field in fields(script.Config):
+        assert f"\n{field.metadata['group']}:\n" in outcome.out
         assert f"--{field.name.replace('_', '-')}" in outcome.out
 
 
@@ -87,6 +91,22 @@ def test_help_of_every_kind_of_flag() -> None:
     for text in ("a number of 100 % of things (default: 3)", "--quick, --no-quick", "{up,down}",
                  "must be given\n", "perhaps a number\n", "some names (default: a b)"):
         assert text in out
+
+
+def test_words_without_a_flag() -> None:
+    @dataclass
+    class Words:
+        """Two words and a flag that is called as a word of Python's."""
+
+        action: str = flag(..., "what", choices=("go", "stop"), positional=True)
+        place: str = flag(..., "where", positional=True)
+        from_: str = flag("here", "whence")
+
+    assert parse(Words, "", argv=["go", "there", "--from", "home"]) == Words("go", "there", "home")
+    outcome = command(lambda: parse(Words, "", argv=["--help"]))
+    assert outcome.out.startswith("usage: python script.py go|stop PLACE [flags]\n")
+    assert command(lambda: parse(Words, "", argv=["run", "there"])).failed_with("'run'", "go")
+    assert command(lambda: parse(Words, "", argv=["go"])).failed_with("PLACE")
 
 
 def test_the_defaults_are_the_seeds_recipe() -> None:

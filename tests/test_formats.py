@@ -106,6 +106,17 @@ def test_there_and_back_with_an_uneven_scale(layout: str, uneven: Path) -> None:
             assert torch.equal(after[name], tensor)
 
 
+def test_what_it_says(run: Path) -> None:
+    """The files on stdout, a line each or as JSON; the rest on stderr."""
+    outcome = convert(run, "lines", "--to", "kohya")
+    assert outcome.out.splitlines() == ["lines/lines.safetensors", "lines/damage_types.safetensors",
+                                        "lines/README.md"]
+    assert len(outcome.err.splitlines()) == 1
+    said = json.loads(convert(run, "object", "--to", "peft", "--json").out)
+    assert said["layers"] == len(read_lora(run).layers) and said["url"] is None
+    assert all(Path(file).is_file() for file in said["files"]) and len(said["files"]) == 4
+
+
 def test_from_each_layout_to_each(run: Path) -> None:
     """Through all three in a row, then home: the alphas move in and out of B and nothing is lost."""
     converted(run, "kohya", "1")

@@ -17,29 +17,35 @@ ALLOWED = {
     # demo and doctor only from its command line
     "data": "augmentation config decode demo doctor errors folders seeds",
     "masks": "", "foreground": "", "paste": "augmentation errors masks",
-    "sample_folder": "errors files folders",
+    "coco": "",
+    "sample_folder": "coco errors files folders",
     "mask_bank": "adapter data decode errors folders foreground seeds",
     "formats": "errors files sd.unet",
-    "export": "errors files formats",
-    # config, export and formats only for its command line
-    "lora": "config errors export formats seeds",
+    "export": "errors files formats sd.text",
+    "publish": "errors files sd.text",
+    "convert": "config errors export formats publish",
+    "lora": "convert errors seeds",  # convert only for its command line
     "foreign": "errors formats lora",
     "adapter": "errors files lora seeds",
     "machine": "errors",
     "recipe": "config data errors networks",
-    "run_folder": "adapter data errors files pictures",
+    "board": "",
+    "run_folder": "adapter board data errors files pictures",
     "training": "adapter data errors recipe run_folder seeds",
     "latents": "data files machine recipe sd.vae training",
     "sd": "",
     "sd.layers": "", "sd.diffusion": "",
     "sd.unet": "sd.layers", "sd.vae": "sd.layers", "sd.controlnet": "sd.layers sd.unet",
     "sd.compvis": "", "sd.hub": "errors",
-    "sd.parts": "errors sd sd.compvis sd.controlnet sd.unet sd.vae",
-    "sd.weights": "errors sd.controlnet sd.hub sd.parts sd.unet sd.vae",
+    "sd.text": "errors",
+    "sd.parts": "errors sd sd.compvis sd.controlnet sd.text sd.unet sd.vae",
+    "sd.tensors": "errors sd.parts",
+    "sd.weights": "errors sd.controlnet sd.hub sd.parts sd.tensors sd.text sd.unet sd.vae",
     "sd.inpainting": "sd.layers sd.unet sd.weights",
-    "guidance": "adapter sd.controlnet sd.diffusion sd.inpainting sd.layers sd.unet",
-    "control": "adapter errors files guidance lora sd.controlnet sd.parts sd.unet sd.weights seeds",
-    "generation": "adapter control errors foreign guidance lora masks sd.diffusion sd.inpainting "
+    "guidance": "adapter prompts sd.controlnet sd.diffusion sd.inpainting sd.layers sd.unet",
+    "control": "adapter errors files guidance lora prompts sd.controlnet sd.parts sd.unet sd.weights seeds",
+    "prompts": "adapter errors foreign recipe sd.text sd.weights seeds",
+    "generation": "adapter control errors foreign guidance lora masks prompts sd.diffusion sd.inpainting "
                   "sd.unet sd.vae sd.weights seeds",
     "steering": "adapter control errors files folders generation mask_bank paste pictures sample_folder",
     "painting": "adapter control decode errors folders generation mask_bank masks paste pictures "
@@ -59,17 +65,17 @@ ALLOWED = {
                   "segmenter",
     "draws": "adapter recipe seeds training",
     "holes": "augmentation data folders masks seeds",
-    "learner": "adapter foreign lora machine recipe sd.unet sd.weights training",
+    "learner": "adapter foreign lora machine prompts recipe sd.unet sd.weights training",
     "validation": "comparison data features folders judge metrics networks pictures recipe training",
-    "train_class": "adapter config data draws errors generation latents learner machine pictures recipe "
-                   "sd.diffusion sd.unet sd.vae sd.weights training validation",
+    "train_class": "adapter config data draws errors generation latents learner machine pictures prompts "
+                   "recipe sd.diffusion sd.unet sd.vae sd.weights training validation",
     "train_inpaint": "adapter config draws errors folders generation holes latents learner machine masks "
-                     "pictures recipe sd.diffusion sd.inpainting sd.unet sd.vae sd.weights training "
+                     "pictures prompts recipe sd.diffusion sd.inpainting sd.unet sd.vae sd.weights training "
                      "validation",
     "bench": "config demo errors files sd.parts sd.weights",
     "train_controlnet": "adapter config control data draws errors generation guidance latents learner "
-                        "machine pictures recipe sd.controlnet sd.diffusion sd.unet sd.vae sd.weights "
-                        "training files validation",
+                        "machine pictures prompts recipe sd.controlnet sd.diffusion sd.unet sd.vae "
+                        "sd.weights training files validation",
     "export_controlnet": "config control errors generation",
     "sample": "adapter config errors files formats generation machine painting pictures sample_folder "
               "steering",

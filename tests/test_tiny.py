@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sd.inpainting import load_inpainting_unet
-from sd.weights import TINY, load_unet, load_vae
+from sd.weights import TINY, load_text_encoder, load_unet, load_vae
 from tiny.muon import Muon, orthogonal
 from tiny.procedural import VOCABULARY, draw_pair
 from tiny.products import TEXTURES
@@ -46,6 +46,21 @@ def test_diffusers_and_transformers_open_it_and_agree() -> None:
         assert their_vae.config.scaling_factor == vae.config.scaling_factor
         torch.testing.assert_close(vae.decode(z * vae.config.scaling_factor), their_vae.decode(z).sample,
                                    rtol=1e-4, atol=1e-4)
+
+
+def test_its_words(tmp_path: Path) -> None:
+    """The tokenizer is the one that training writes; words that were not trained are passed over."""
+    from tiny.words import write_tokenizer
+    write_tokenizer(tmp_path, 12)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (TINY / "tokenizer" / name).read_text() == (tmp_path / name).read_text()
+    text = load_text_encoder("tiny", dim=128, device="cpu")
+    words = ["dark", "ring", "large", "crack", "on-white"]
+    expected = [0, *map(VOCABULARY.index, words), 1, 1, 1, 1, 1, 1]
+    assert text.prompt_ids("a photo of a Dark ring with a large crack, on-white").tolist() == expected
+    assert text.prompt_ids("").tolist() == [0] + [1] * 11
+    assert text.prompt_ids("a ring, <dent>", "<dent>", range(2)).tolist()[:5] == [
+        0, VOCABULARY.index("ring"), 58, 59, 1]
 
 
 @pytest.mark.parametrize("shape", [(24, 8), (8, 24), (16, 16)])

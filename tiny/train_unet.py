@@ -41,6 +41,7 @@ from tiny.common import (
 )
 from tiny.muon import Muon
 from tiny.procedural import VOCABULARY
+from tiny.words import write_tokenizer
 
 CONFIG = UNetConfig(block_out_channels=(96, 128, 80, 48), layers_per_block=1, cross_attention_dim=128,
                     attention_head_dim=2, norm_num_groups=16)
@@ -133,9 +134,10 @@ def component_config(config: UNetConfig) -> dict[str, Any]:
 
 
 def export(model: Denoiser, folder: Path) -> None:
-    """Write unet/ and text_encoder/ in diffusers' layout."""
+    """Write unet/, text_encoder/ and tokenizer/ in diffusers' layout."""
     save_component(folder / "unet", model.unet, component_config(CONFIG))
     copy.deepcopy(model.words.clip).half().save_pretrained(folder / "text_encoder", variant="fp16")
+    write_tokenizer(folder / "tokenizer", TEXT.max_position_embeddings)
 
 
 @torch.no_grad()
