@@ -72,7 +72,7 @@ def read_steer(control: str | None, header: Header, scale: float, mask_guidance:
         if other.control is None or other.classes != header.classes or other.resolution != header.resolution:
             raise UserError(f"--control {path}: give a checkpoint of train_controlnet.py for what --ckpt "
                             f"draws: {', '.join(header.classes)} at {header.resolution} px")
-        if guidance != 1 and other.class_dropout == 0:
+        if guidance != 1 and not other.has_null:
             raise UserError(f"--guidance {guidance:g}: {path} was trained without --class-dropout; use 1")
         header = other
     if header.control is None and steer != Steer():
