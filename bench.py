@@ -31,8 +31,7 @@ from config import flag, parse
 from demo import write_demo
 from errors import UserError
 from files import save_json, save_tensors
-from sd.parts import AUTOENCODER, UNET
-from sd.weights import WEIGHTS
+from sd.parts import AUTOENCODER, UNET, WEIGHTS
 
 ROOT = Path(__file__).resolve().parent
 EXAMPLE = """example:
@@ -66,7 +65,7 @@ def write_random_base(folder: Path) -> Path:
     """A model of SD 1.5's size in diffusers' layout, fp16, as published; only its weights are random."""
     for part in (UNET, AUTOENCODER):
         module = part.module(part.config).half()
-        save_tensors(folder / part.folder / WEIGHTS[0], module.state_dict(), "about", {})
+        save_tensors(folder / part.folder / f"{WEIGHTS}.safetensors", module.state_dict(), "about", {})
         blocks = part.blocks(len(part.config.block_out_channels))
         save_json(folder / part.folder / "config.json", dataclasses.asdict(part.config) | blocks)
     return folder

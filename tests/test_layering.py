@@ -72,7 +72,7 @@ ALLOWED = {
     "train_inpaint": "adapter config draws errors folders generation holes latents learner machine masks "
                      "pictures prompts recipe sd.diffusion sd.inpainting sd.unet sd.vae sd.weights training "
                      "validation",
-    "bench": "config demo errors files sd.parts sd.weights",
+    "bench": "config demo errors files sd.parts",
     "train_controlnet": "adapter config control data draws errors generation guidance latents learner "
                         "machine pictures prompts recipe sd.controlnet sd.diffusion sd.unet sd.vae "
                         "sd.weights training files validation",
