@@ -72,7 +72,7 @@ class RunConfig(DataConfig, NetworkConfig):
     @property
     def has_null(self) -> bool:
         """Whether there is a null condition to guide from."""
-        return self.class_dropout > 0
+        return self.class_dropout != 0  # None: not known yet
 
 
 @dataclass
