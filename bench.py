@@ -34,6 +34,13 @@ from files import save_json, save_tensors
 from sd.parts import AUTOENCODER, UNET, WEIGHTS
 
 ROOT = Path(__file__).resolve().parent
+# A small process in between, for the peak of a child counts that of the process that started it.
+LAUNCHER = """
+import resource, subprocess, sys
+status = subprocess.call(sys.argv[1:])
+print("peak:", resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(status)
+"""
 EXAMPLE = """example:
   python bench.py                      SD 1.5's size with random weights, on the CPU
   python bench.py --base tiny --resolution 128 --batch-size 8
@@ -73,20 +80,19 @@ def write_random_base(folder: Path) -> Path:
 
 def timed(command: list[str], done: Callable[[], int]) -> Run:
     """Run `command`, noting when done(), its number of finished steps or batches, has grown."""
-    began, ends = time.time(), []
+    began, ends, status = time.time(), [], None
     with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=log, stderr=log,
-                                   env={**os.environ, "HF_HUB_OFFLINE": "1"})
-        finished = 0
-        while not finished:
+        process = subprocess.Popen([sys.executable, "-c", LAUNCHER, sys.executable, *command], cwd=ROOT,
+                                   stdout=log, stderr=log, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+        while status is None:
             time.sleep(0.01)
-            finished, status, used = os.wait4(process.pid, os.WNOHANG)
+            status = process.poll()
             ends += [time.time()] * (done() - len(ends))
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            log.seek(0)
-            raise UserError(f"{shlex.join(command)}: failed: {log.read()[-300:]}")
-    memory = used.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 2**30
+        log.seek(0)
+        said, _, peak = log.read().rpartition("peak: ")
+    if status:
+        raise UserError(f"{shlex.join(command)}: failed: {said[-300:]}")
+    memory = int(peak) * (1 if sys.platform == "darwin" else 1024) / 2**30
     return Run([after - before for before, after in pairwise(ends)], ends[0] - began, memory)
 
 

@@ -32,8 +32,10 @@ SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_l
 
 
 def load(flags: argparse.Namespace) -> tuple[UNet2DConditionModel, AutoencoderKL]:
-    unet = UNet2DConditionModel.from_pretrained(flags.base, subfolder="unet", torch_dtype=torch.float32)
-    vae = AutoencoderKL.from_pretrained(flags.base, subfolder="vae", torch_dtype=torch.float32)
+    half = Path(flags.base, "unet", "diffusion_pytorch_model.fp16.safetensors").exists()
+    how = {"torch_dtype": torch.float32, "variant": "fp16" if half else None}
+    unet = UNet2DConditionModel.from_pretrained(flags.base, subfolder="unet", **how)
+    vae = AutoencoderKL.from_pretrained(flags.base, subfolder="vae", **how)
     for module in (unet, vae):
         module.requires_grad_(False)
         if not flags.stock:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 from pathlib import Path
 
 import pytest
@@ -25,9 +24,7 @@ def test_a_process_is_timed_from_its_start_and_its_memory_counted(tmp_path: Path
     monkeypatch.setattr(bench, "ROOT", tmp_path)
     run = bench.timed(["-c", SCRIPT], lambda: len(list(tmp_path.iterdir())) // 2 + (tmp_path / "c").exists())
     assert run.start > 0.3 and len(run.each) == 1 and run.each[0] > 0.2
-    # Linux counts what the parent held when it forked as well: little in bench.py, much in a test process.
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    assert 0.19 < run.memory < max(0.5, own + 0.1)
+    assert 0.19 < run.memory < 0.5  # however large this process is
 
 
 def test_a_contender_that_fails_says_why() -> None:
