@@ -70,8 +70,10 @@ def _add(group: Any, field: dataclasses.Field, annotation: Any) -> None:
     text = field.metadata["help"].replace("%", "%%")
     if not required and default not in (None, [], "") and not isinstance(default, bool):
         text += f" (default: {_default_text(default)})"
+    several = typing.get_origin(annotation) is list
     if field.metadata["positional"]:
         group.add_argument(field.name, help=text, choices=field.metadata["choices"],
+                           nargs="+" if several else None,
                            metavar=None if field.metadata["choices"] else field.name.upper())
         return
     name = _name(field)
@@ -81,7 +83,6 @@ def _add(group: Any, field: dataclasses.Field, annotation: Any) -> None:
     if annotation is bool:
         group.add_argument(name, action=argparse.BooleanOptionalAction, **options)
         return
-    several = typing.get_origin(annotation) is list
     kind = typing.get_args(annotation)[0] if several else annotation
     options["type"] = _number(kind, field.metadata) if kind in (int, float) else kind
     if field.metadata["choices"] is None:
@@ -91,12 +92,14 @@ def _add(group: Any, field: dataclasses.Field, annotation: Any) -> None:
     group.add_argument(name, nargs="+" if several else None, **options)
 
 
-def parse(cls: type[T], description: str, epilog: str = "", argv: list[str] | None = None) -> T:
+def parse(cls: type[T], description: str, epilog: str = "", argv: list[str] | None = None,
+          program: str | None = None) -> T:
     """Fill `cls`, a dataclass of `flag` fields, from `argv` (default: the process's own arguments).
 
-    A field whose default is `...` must be given. A wrong value ends in one line and exit status 2.
+    program: what follows "python" in the usage, by default the script's name. A field whose default is `...`
+    must be given. A wrong value ends in one line and exit status 2.
     """
-    parser = _Parser(description=description, epilog=epilog, allow_abbrev=False, usage=_usage(cls),
+    parser = _Parser(program, description=description, epilog=epilog, allow_abbrev=False, usage=_usage(cls),
                      add_help=False, formatter_class=argparse.RawDescriptionHelpFormatter)
     annotations, groups = typing.get_type_hints(cls), {}
     for field in dataclasses.fields(cls):
@@ -110,10 +113,11 @@ def parse(cls: type[T], description: str, epilog: str = "", argv: list[str] | No
 
 def _usage(cls: type) -> str:
     """What must be given; all else is in the groups below, each with its default."""
-    words = ["python %(prog)s"]
+    words, annotations = ["python %(prog)s"], typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         if field.metadata["positional"]:
-            words.append("|".join(field.metadata["choices"] or [field.name.upper()]))
+            word = "|".join(field.metadata["choices"] or [field.name.upper()])
+            words.append(f"{word} .." if typing.get_origin(annotations[field.name]) is list else word)
         elif field.default is ...:
             words.append(f"{_name(field)} ...")
     return " ".join([*words, "[flags]"])

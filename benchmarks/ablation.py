@@ -21,7 +21,8 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tiny.judge import confusion, demo_images, describe, load_folder, train, wilson  # noqa: E402
+from metrics import wilson  # noqa: E402
+from tiny.judge import demo_images, describe, judged, load_folder, load_or_train  # noqa: E402
 
 TRAIN = "--base tiny --resolution 128 --epochs 80 --batch-size 8 --lr 2e-3 --lr-decay 50=0.5 70=0.1 " \
         "--embedding-lr 1e-2 --init-std 0.5 --tokens-per-class 4 --class-dropout 0.1 --ema 0.99 " \
@@ -62,8 +63,8 @@ def main() -> None:
     script, sample = "train_class.py", SAMPLE
     if arguments.name in INPAINT:
         script, sample = "train_inpaint.py", f"{SAMPLE} --images {photos}/image/good"
-    judge = train(500)
-    ceiling = confusion(judge, *demo_images(10_000, 100))
+    judge = load_or_train(500, arguments.work / "judge.safetensors")
+    ceiling = judged(judge, *demo_images(10_000, 100))
     describe("fresh drawn images", ceiling)
     rows = []
     for arm, (train_flags, sample_flags) in ABLATIONS[arguments.name].items():
@@ -73,7 +74,7 @@ def main() -> None:
             train_command = f"--data {data} --out {run} --seed {seed} {TRAIN} {train_flags}".split()
             sample_command = f"--ckpt {run} --out {out} --seed {seed} {sample} {sample_flags}".split()
             seconds = [command(script, *train_command), command("sample.py", *sample_command)]
-            table = confusion(judge, *load_folder(out))
+            table = judged(judge, *load_folder(out))
             describe(f"{arm}, seed {seed}", table)
             correct, total = int(table.trace()), int(table.sum())
             noted = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]

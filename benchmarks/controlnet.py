@@ -32,7 +32,8 @@ from control import Steer  # noqa: E402
 from data import DataConfig, load_dataset  # noqa: E402
 from folders import GOOD  # noqa: E402
 from generation import Drawing, Generator, draw, load_generator  # noqa: E402
-from tiny.judge import confusion, describe, train, wilson  # noqa: E402
+from metrics import wilson  # noqa: E402
+from tiny.judge import describe, judged, load_or_train  # noqa: E402
 
 CLASS = "--base tiny --resolution 128 --epochs 80 --batch-size 8 --lr 2e-3 --lr-decay 50=0.5 70=0.1 " \
         "--embedding-lr 1e-2 --init-std 0.5 --tokens-per-class 4 --class-dropout 0.1 --ema 0.99 " \
@@ -87,7 +88,7 @@ def measure(run: Path, masks: dict[str, Tensor], judge: torch.nn.Module, scale: 
         if name != GOOD:
             good = drawn(frozen, scale, name, classes.index(GOOD), torch.zeros_like(wanted))
             shares[name] = overlap(images[-1], good, wanted).mean().item()
-    table = confusion(judge, torch.cat(images), torch.tensor(labels))
+    table = judged(judge, torch.cat(images), torch.tensor(labels))
     describe(f"{run}, scale {scale:g}, IoU {shares}", table)
     correct, total = int(table.trace()), int(table.sum())
     return {"iou": shares, "mean_iou": sum(shares.values()) / len(shares), "correct": correct, "total": total,
@@ -118,7 +119,7 @@ def main() -> None:
     masks = unseen_masks(work / "unseen" / "bottle", arguments.per_class)
     stage_a = f"--data {work / 'bottle'} --out {work / 'class'} --seed {arguments.seed} {CLASS}"
     command("train_class.py", stage_a)
-    judge = train(500)
+    judge = load_or_train(500, work / "judge.safetensors")
     for arm, flags in ARMS.items():
         run = work / arm.replace(" ", "_")
         given = f"--data {work / 'bottle'} --class-ckpt {work / 'class'} --out {run} " \
