@@ -29,7 +29,8 @@ $(DEMO)/bottle.ready: $(VENV)/demo.ready
 demo: $(DEMO)/bottle.ready
 	$(RUN) train_class.py --data $(DEMO)/bottle --out $(DEMO)/run --base tiny --resolution 128 \
 	    --epochs 80 --batch-size 8 --lr 2e-3 --lr-decay 50=0.5 70=0.1 --embedding-lr 1e-2 --init-std 0.5 \
-	    --tokens-per-class 4 --class-dropout 0.1 --ema 0.99 --preview-every 40 --preview-steps 25 --preview-guidance 2
+	    --tokens-per-class 4 --class-dropout 0.1 --ema 0.99 --preview-every 40 --preview-steps 25 --preview-guidance 2 \
+	    --features tiny --judge tiny
 	$(RUN) sample.py --ckpt $(DEMO)/run --out $(DEMO)/generated --per-class 8 --batch-size 16 \
 	    --steps 25 --guidance 2
 	$(RUN) evaluate.py --real $(DEMO)/bottle --fake $(DEMO)/generated --features tiny --judge tiny \

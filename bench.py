@@ -153,6 +153,7 @@ def compared(row: str, runs: dict[str, list[Run]]) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Run every contender in turns, then write and print the medians."""
     config = parse(Config, __doc__, EXAMPLE)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)

@@ -46,6 +46,7 @@ class Convert:
 
 
 def main() -> None:
+    """The command: one LoRA file in another layout, its card, and to the hub if asked."""
     config = parse(Convert, __doc__, EXAMPLE)
     if config.from_ == config.to:
         raise UserError(f"--from {config.from_} --to {config.to}: nothing to convert; give another layout to "

@@ -90,7 +90,7 @@ def load_networks(config: Config, device: torch.device, findings: Findings) -> d
             findings.networks[name] = networks[name].about
         except WeightsMissing as error:
             findings.missing[name] = str(error)
-            print(f"not measured: {name}: {error}", file=sys.stderr)
+            print(f"not measured: {name}: {error.short}", file=sys.stderr)
     return networks
 
 
@@ -189,6 +189,7 @@ def examples(sides: Sides) -> Image.Image:
 
 
 def main() -> None:
+    """The command: load both sides, measure, write the report."""
     config = parse(Config, __doc__, EXAMPLE)
     device, out, findings = choose_device(config.device), Path(config.out), Findings()
     sides = load_sides(config.real, config.fake, config.classes, config.ckpt, config.skip_unreadable)

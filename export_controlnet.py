@@ -31,6 +31,7 @@ class Config:
 
 
 def main() -> None:
+    """The command: load the checkpoint, write its ControlNet."""
     config = parse(Config, __doc__, EXAMPLE)
     out = Path(config.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

@@ -112,6 +112,7 @@ def fit_judge(network: Network, image: Tensor, label: Tensor, classes: int, epoc
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed_of("judge", *key))
         trunk = copy.deepcopy(network.trunk).requires_grad_(True).train()
+        trunk.to(memory_format=torch.channels_last)  # a quarter less time a step on a CPU
         for module in trunk.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()  # keeps the statistics of its large training: a few dozen images make poor ones

@@ -44,7 +44,11 @@ class NetworkConfig:
 
 
 class WeightsMissing(UserError):
-    """Weights that cannot be had here. The message says how to get them."""
+    """Weights that cannot be had here. The message says how to get them; `short` is what went wrong."""
+
+    def __init__(self, short: str, remedy: str) -> None:
+        super().__init__(f"{short}; {remedy}")
+        self.short = short
 
 
 @dataclass(frozen=True)
@@ -164,8 +168,8 @@ def load_clip(name: str, device: torch.device) -> Network:
         net = CLIPVisionModelWithProjection.from_pretrained(name)
     except Exception as error:  # OSError, and whatever the hub's client raises
         reason = " ".join(str(error).split())[:200]
-        raise WeightsMissing(f"--clip {name}: cannot be loaded ({reason}); give a hub id or a folder with "
-                             "config.json and weights") from error
+        raise WeightsMissing(f"--clip {name}: cannot be loaded ({reason})",
+                             "give a hub id or a folder with config.json and weights") from error
     digest = hashlib.sha256()
     for tensor in net.state_dict().values():
         digest.update(tensor.contiguous().numpy().tobytes())
@@ -178,14 +182,16 @@ def _fetch(name: str, url: str) -> Path:
     """torchvision's own file in torch's cache, downloaded if it is not there yet."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
     if not path.exists():
-        print(f"{name}: fetching {url}", file=sys.stderr, flush=True)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(path), progress=sys.stderr.isatty())
         except Exception as error:  # urllib's, the system's, http.client's ...
-            reason = str(getattr(error, "reason", None) or error).strip() or type(error).__name__
-            raise WeightsMissing(f"its weights could not be fetched ({reason}); fetch {url} elsewhere and "
-                                 f"put it into {path.parent}, or give it by flag") from error
+            cause = getattr(error, "reason", None) or error
+            reason = str(getattr(cause, "strerror", None) or cause).strip() or type(error).__name__
+            raise WeightsMissing(f"{name}'s weights could not be fetched ({reason})",
+                                 f"fetch {url} elsewhere and put it into {path.parent}, or give it by flag"
+                                 ) from error
+        print(f"{name}: fetched {url}", file=sys.stderr, flush=True)
     return path
 
 

@@ -165,6 +165,7 @@ def stacked(texts: list[str]) -> list[tuple[Path, float]]:
 
 
 def main() -> None:
+    """The command: draw what is missing in the folder, then its grid.png."""
     config = parse(Config, __doc__, EXAMPLE)
     device = choose_device(config.device)
     precision = choose_precision(config.precision, device)

@@ -77,6 +77,7 @@ def preview(config: Config, unet: UNet, vae: VAE, context: DamageContext, classe
 
 
 def main() -> None:
+    """The command: data, models, then the training loop."""
     config = parse(Config, __doc__, EXAMPLE)
     device, folder = settle(config, "class")
     dataset = load_dataset(config)

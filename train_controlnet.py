@@ -159,6 +159,7 @@ def preview(config: Config, frozen: Generator, control: ControlNet, dataset: Def
 
 
 def main() -> None:
+    """The command: class checkpoint, data, models, then the training loop."""
     config = parse(Config, __doc__, EXAMPLE)
     device, folder = settle(config, "control")
     path = find_adapter(Path(config.class_ckpt))

@@ -115,6 +115,7 @@ def preview(config: Config, unet: UNet, vae: VAE, context: DamageContext,
 
 
 def main() -> None:
+    """The command: data and masks, models, then the training loop."""
     config = parse(Config, __doc__, EXAMPLE)
     device, folder = settle(config, "inpaint")
     dataset = load_holes(config)

@@ -18,14 +18,15 @@ from comparison import FEWEST
 from data import DefectDataset
 from features import FeatureStore, resize
 from folders import Photo
-from judge import stratified_folds, train_judges
+from judge import stratified_folds
 from metrics import frechet, mmd
 from networks import WeightsMissing, load_network
 from pictures import tensor_to_image
+from probe import fit_heads
 from recipe import RunConfig
 from training import Preview, Validate
 
-FOLDS, EPOCHS = 5, 30  # of the judges, as in evaluate.py
+FOLDS = 5  # of the judges
 
 
 class Validator:
@@ -43,18 +44,18 @@ class Validator:
             self.network = load_network(config.features, config.features_weights, device)
             self.training = FeatureStore(self.network, folder / "features")(photos)
         except WeightsMissing as error:
-            print(f"validation: no FID and KID: {error}", file=sys.stderr)
+            print(f"validation: no FID and KID: {error.short}; see --features", file=sys.stderr)
         if np.bincount(label).min() < 2:
             print("validation: no DCA: a judge needs two images of each class", file=sys.stderr)
             return
         try:
             network = load_network(config.judge, config.judge_weights, device)
         except WeightsMissing as error:
-            print(f"validation: no DCA: {error}", file=sys.stderr)
+            print(f"validation: no DCA: {error.short}; see --judge", file=sys.stderr)
             return
         fold = stratified_folds(label, dataset.classes, FOLDS, config.seed)
-        self.judges = train_judges(network, photos, label, len(dataset.classes), fold, EPOCHS, config.seed,
-                                   config.orientation)
+        self.judges = fit_heads(network, photos, label, len(dataset.classes), fold, config.seed,
+                                config.orientation)
         self.ceiling = float((self.judges.held_out == label).mean())
         print(f"validation: the judges are right on {self.ceiling:.0%} of the training images that they did "
               "not see; DCA can hardly be higher", file=sys.stderr)

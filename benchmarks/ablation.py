@@ -50,6 +50,7 @@ def command(script: str, *arguments: str) -> float:
 
 
 def main() -> None:
+    """The command: train and judge each arm, writing the rows as they come."""
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=ABLATIONS)

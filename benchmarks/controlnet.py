@@ -107,6 +107,7 @@ def unseen_masks(folder: Path, per_class: int) -> dict[str, Tensor]:
 
 
 def main() -> None:
+    """The command: train and measure each arm, writing the rows as they come."""
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=42)

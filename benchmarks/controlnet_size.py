@@ -45,6 +45,7 @@ def run(script: str, arguments: str) -> tuple[str, int]:
 
 
 def main() -> None:
+    """The command: a process an arm, then the table."""
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--resolution", type=int, default=512)

@@ -101,6 +101,7 @@ def sample(flags: argparse.Namespace) -> None:
 
 
 def main() -> None:
+    """The command: train or sample as diffusers and peft do."""
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", choices=("train", "sample"))

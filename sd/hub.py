@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 # huggingface_hub is imported inside the functions: a run on a local base should not wait for it.
 from errors import UserError
+from files import sha256
 
 
 def fetch_first(repo: str, revision: str, filenames: Sequence[str]) -> Path | None:
@@ -52,20 +52,12 @@ def _download(repo: str, revision: str, filename: str) -> Path:
     path = Path(hf_hub_download(repo, filename, revision=revision))
     # A large file's ETag is its SHA-256. huggingface-hub compares sizes only, and a resumed download is put
     # together from pieces: seconds spent once, against weights that are wrong somewhere in the middle.
-    if re.fullmatch(r"[0-9a-f]{64}", etag or "") and _sha256(path) != etag:
+    if re.fullmatch(r"[0-9a-f]{64}", etag or "") and sha256(path) != etag:
         path.resolve().unlink()
         path.unlink(missing_ok=True)
         raise UserError(f"{repo}: {filename} arrived damaged (another SHA-256 than the hub's) and was "
                         "deleted; run the same command again")
     return path
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _explained(repo: str, revision: str, filename: str, error: Exception) -> UserError:

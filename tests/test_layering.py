@@ -36,7 +36,7 @@ ALLOWED = {
     "sd": "",
     "sd.layers": "", "sd.diffusion": "",
     "sd.unet": "sd.layers", "sd.vae": "sd.layers", "sd.controlnet": "sd.layers sd.unet",
-    "sd.compvis": "", "sd.hub": "errors",
+    "sd.compvis": "", "sd.hub": "errors files",
     "sd.text": "errors",
     "sd.parts": "errors sd sd.compvis sd.controlnet sd.text sd.unet sd.vae",
     "sd.tensors": "errors sd.parts",
@@ -56,6 +56,7 @@ ALLOWED = {
     "controls": "augmentation decode errors evaluation_data features files folders paste seeds",
     "comparison": "metrics seeds",
     "judge": "errors features folders networks seeds",
+    "probe": "features folders judge networks seeds",
     "memorisation": "comparison features folders metrics pictures",
     "fidelity": "comparison decode errors features files folders",
     "measures": "comparison evaluation_data features fidelity folders judge memorisation metrics networks",
@@ -66,7 +67,7 @@ ALLOWED = {
     "draws": "adapter recipe seeds training",
     "holes": "augmentation data folders masks seeds",
     "learner": "adapter foreign lora machine prompts recipe sd.unet sd.weights training",
-    "validation": "comparison data features folders judge metrics networks pictures recipe training",
+    "validation": "comparison data features folders judge metrics networks pictures probe recipe training",
     "train_class": "adapter config data draws errors generation latents learner machine pictures prompts "
                    "recipe sd.diffusion sd.unet sd.vae sd.weights training validation",
     "train_inpaint": "adapter config draws errors folders generation holes latents learner machine masks "

@@ -86,6 +86,7 @@ def train(images: int, epochs: int, batch: int = 32, peak: float = 6e-3) -> Smal
 
 
 def main() -> None:
+    """The command: draw pictures, train, write the weights and what they reach."""
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=8192)

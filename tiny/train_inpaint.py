@@ -138,6 +138,7 @@ def draw_sheet(model: Denoiser, vae: VAE, path: Path, guidance: float = 3.0, cou
 
 
 def main() -> None:
+    """The command: train on from where it was, write weights and samples."""
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=6000)

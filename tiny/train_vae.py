@@ -149,6 +149,7 @@ def export(vae: VAE, folder: Path) -> None:
 
 
 def main() -> None:
+    """The command: train on from where it was, write weights and what they reach."""
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=1300)
