@@ -85,17 +85,22 @@ def cell(found: Number | None, column: Column) -> str:
     """A number with its interval, or a dash."""
     if found is None or found["value"] is None:
         return "-"
-    value, low, high = (None if found[key] is None else f"{found[key] * column.scale:.{column.decimals}f}"
+    # + 0.0, for what rounds to zero should not read -0.0
+    value, low, high = (None if found[key] is None else
+                        f"{round(found[key] * column.scale, column.decimals) + 0.0:.{column.decimals}f}"
                         for key in ("value", "low", "high"))
     return value if low is None else f"{value} [{low}, {high}]"
 
 
 def shown(section: Section, findings: Findings, fid: str) -> tuple[list[str], list[tuple[Column, str]]]:
-    """The rows and the columns of a section that anything was measured for; with the columns' headings."""
+    """The columns of a section that were measured of generated images, and the rows that have any of these.
+
+    With the columns' headings. Controls of what generated images have not got say nothing.
+    """
     def measured(row: str, column: Column) -> bool:
         return any(column.name in numbers for numbers in findings.numbers.get(row, {}).values())
 
-    columns = [column for column in section.columns if any(measured(row, column) for row in ROWS)]
+    columns = [column for column in section.columns if measured(GENERATED, column)]
     rows = [row for row in ROWS if any(measured(row, column) for column in columns)]
     return rows, [(column, column.heading.format(fid=fid)) for column in columns]
 
@@ -108,7 +113,7 @@ def table(findings: Findings, groups: list[str], fid: str) -> str:
         if not columns:
             continue
         wanted = [(row, ALL) for row in rows]
-        wanted += [(GENERATED, group) for group in groups if group != ALL and GENERATED in rows]
+        wanted += [(GENERATED, group) for group in groups if group != ALL]
         names = [row if group == ALL else f"  {group}" for row, group in wanted]
         cells = [[heading for _, heading in columns]]
         cells += [[cell(findings.get(row, group, column.name), column) for column, _ in columns]
@@ -134,6 +139,7 @@ def chart(findings: Findings, classes: list[str], fid: str) -> Image.Image:
     matrices = [row for row in (GENERATED, HELD_OUT) if row in findings.confusions]
     height = (len(panels) + 1) // 2 + (len(matrices) + 1) // 2
     figure = Figure(figsize=(12.8, 3.8 * height), dpi=100, layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.12)
     canvas = FigureCanvasAgg(figure)
     for i, column in enumerate(panels):
         _dots(figure.add_subplot(height, 2, i + 1), findings, column)
