@@ -42,7 +42,7 @@ print("peak:", resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 sys.exit(status)
 """
 EXAMPLE = """example:
-  python bench.py                      SD 1.5's size with random weights, on the CPU
+  python bench.py                      # SD 1.5's size with random weights, on the CPU
   python bench.py --base tiny --resolution 128 --batch-size 8
 """
 
@@ -52,7 +52,7 @@ class Config:
     """The command line of bench.py."""
 
     base: str = flag("random", "random: SD 1.5's size, random weights; or tiny, or a folder", group="what")
-    resolution: int = flag(512, "side of the images", group="what", minimum=64)
+    resolution: int = flag(512, "side of the images in pixels", group="what", minimum=64)
     batch_size: int = flag(1, "images at once, in training and in sampling", group="what", minimum=1)
     train_steps: int = flag(4, "training steps a run; the first one is not counted", group="what", minimum=2)
     sample_steps: int = flag(4, "DDIM steps an image", group="what", minimum=1)

@@ -53,7 +53,11 @@ def _number(kind: type, metadata: Any) -> Any:
 
 
 def _default_text(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return (" ".join(value) if isinstance(value, list) else str("" if value is None else value)) or "none"
 
 
 def _name(field: dataclasses.Field) -> str:
@@ -68,7 +72,7 @@ def _add(group: Any, field: dataclasses.Field, annotation: Any) -> None:
     default = field.default_factory() if field.default is dataclasses.MISSING else field.default
     required = default is ...
     text = field.metadata["help"].replace("%", "%%")
-    if not required and default not in (None, [], "") and not isinstance(default, bool):
+    if not required and "(default:" not in text:  # else the help says better what happens without the flag
         text += f" (default: {_default_text(default)})"
     several = typing.get_origin(annotation) is list
     if field.metadata["positional"]:
@@ -78,8 +82,8 @@ def _add(group: Any, field: dataclasses.Field, annotation: Any) -> None:
         return
     name = _name(field)
     options: dict[str, Any] = {"dest": field.name, "help": text, "required": required}
-    if not required:
-        options["default"] = default
+    if not required:  # the dataclass has it; argparse, in some of Python's versions, would say it twice
+        options["default"] = argparse.SUPPRESS
     if annotation is bool:
         group.add_argument(name, action=argparse.BooleanOptionalAction, **options)
         return
@@ -101,14 +105,22 @@ def parse(cls: type[T], description: str, epilog: str = "", argv: list[str] | No
     """
     parser = _Parser(program, description=description, epilog=epilog, allow_abbrev=False, usage=_usage(cls),
                      add_help=False, formatter_class=argparse.RawDescriptionHelpFormatter)
-    annotations, groups = typing.get_type_hints(cls), {}
-    for field in dataclasses.fields(cls):
-        title = field.metadata["group"]
-        if title not in groups:
-            groups[title] = parser.add_argument_group(title)
-        _add(groups[title], field, annotations[field.name])
+    annotations = typing.get_type_hints(cls)
+    for title, fields in _groups(cls).items():
+        group = parser.add_argument_group(title)
+        for field in fields:
+            _add(group, field, annotations[field.name])
     parser.add_argument_group("help").add_argument("-h", "--help", action="help", help="show this page")
     return cls(**vars(parser.parse_args(argv)))
+
+
+def _groups(cls: type) -> dict[str, list[dataclasses.Field]]:
+    """Fields by their group: first those in which something must be given, the machine's last."""
+    groups: dict[str, list[dataclasses.Field]] = {}
+    for field in dataclasses.fields(cls):
+        groups.setdefault(field.metadata["group"], []).append(field)
+    return dict(sorted(groups.items(), key=lambda item: (
+        all(field.default is not ... for field in item[1]), item[0] == "machine")))
 
 
 def _usage(cls: type) -> str:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 import errors
 from augmentation import IDENTITY, ORIENTATIONS, draw_motion, prepare, relight, square_box, warp
-from config import flag
+from config import flag, parse
 from decode import read_image, read_mask, region_of
 from errors import UserError
 from folders import GOOD, Photo, find_products, is_good, scan_products, select_products
@@ -27,20 +26,22 @@ MOST_CHANNELS = 31  # masks by class are the bits of an int32
 class DataConfig:
     """The recipe's data_config: every entry is a flag."""
 
-    data: list[str] = flag(..., "product folders, folders of these, or names such as DS-MVTec/bottle",
-                           group="data")
-    resolution: int = flag(512, "side of the training images, a multiple of 64", group="data", minimum=64)
+    data: list[str] = flag(..., "product folders, folders of these, or names such as DS-MVTec/bottle, of "
+                           "which the hub dataset's newest revision is fetched once", group="data")
+    resolution: int = flag(512, "side of the training images in pixels, a multiple of 64", group="data",
+                           minimum=64)
     augment: bool = flag(True, "move, turn and relight the images, differently every epoch", group="data")
     orientation: str = flag("any", "augment with flips and quarter turns, or not: for parts that lie one way",
                             group="data", choices=ORIENTATIONS)
     normalize_to_neg1_pos1: bool = flag(True, "images in [-1,1] rather than [0,1]", group="data")
     seed: int = flag(42, "seed of everything random", group="data", minimum=0)
     load_masks: bool = flag(False, "read the masks as well", group="data")
-    dataset_sources: list[str] = flag([], "only these sources, such as DS-MVTec", group="data")
-    product_classes: list[str] = flag([], "only these products, such as bottle", group="data")
-    max_samples_per_damage_type: int | None = flag(None, "at most so many images a class, drawn by --seed",
-                                                   group="data", minimum=1)
-    damage_type_to_class_id: list[str] = flag([], "class ids as name=id; else ids follow the alphabet",
+    dataset_sources: list[str] = flag([], "only these sources, such as DS-MVTec (default: all)",
+                                      group="data")
+    product_classes: list[str] = flag([], "only these products, such as bottle (default: all)", group="data")
+    max_samples_per_damage_type: int | None = flag(None, "at most so many images a class, drawn by --seed "
+                                                   "(default: all)", group="data", minimum=1)
+    damage_type_to_class_id: list[str] = flag([], "class ids as name=id (default: by the alphabet)",
                                               group="data")
 
 
@@ -232,33 +233,47 @@ def load_dataset(config: DataConfig, resolution: int | None = None,
     return DefectDataset(items, classes, config, resolution, masks_by_class)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see --help)")
+@dataclass
+class Doctor:
+    """The command line of `data.py doctor`."""
+
+    command: str = flag(..., "doctor: look for mistakes before training; demo: draw a dataset of bottles, "
+                        "good and damaged (python data.py demo --help)", choices=("doctor", "demo"),
+                        positional=True, group="what")
+    path: list[str] = flag(..., "what you would give to --data", positional=True, group="what")
+    resolution: int = flag(512, "judge masks at this size in pixels", group="what", minimum=64)
+    out: str = flag("doctor.png", "contact sheet to write", group="what")
+
+
+@dataclass
+class Demo:
+    """The command line of `data.py demo`."""
+
+    command: str = flag(..., "demo: draw a dataset of bottles, good and damaged, with masks",
+                        choices=("demo",), positional=True, group="what")
+    out: str = flag(..., "the product folder to write", positional=True, group="what")
+    per_class: int = flag(20, "images a class", group="what", minimum=1)
+    seed: int = flag(0, "another seed draws other bottles", group="what", minimum=0)
+
+
+EXAMPLE = """example:
+  python data.py doctor DS-MVTec/bottle
+  python data.py doctor my/bottle my/cap --resolution 256 --out look.png
+  python data.py demo demo/bottle --per-class 20
+"""
 
 
 def main() -> None:
     """The command line: look at data, or draw the demo dataset."""
-    parser = _Parser(description=__doc__, allow_abbrev=False)
-    commands = parser.add_subparsers(dest="command", required=True)
-    doctor = commands.add_parser("doctor", allow_abbrev=False, help="look for mistakes before training")
-    doctor.add_argument("path", nargs="+", help="what you would give to --data")
-    doctor.add_argument("--resolution", type=int, default=512, help="judge masks at this size (default: 512)")
-    doctor.add_argument("--out", type=Path, default=Path("doctor.png"),
-                        help="contact sheet (default: doctor.png)")
-    demo = commands.add_parser("demo", allow_abbrev=False, help="draw a dataset of bottles, good and damaged")
-    demo.add_argument("out", type=Path, help="the product folder to write")
-    demo.add_argument("--per-class", type=int, default=20, help="images a class (default: 20)")
-    demo.add_argument("--seed", type=int, default=0, help="another seed draws other bottles (default: 0)")
-    arguments = parser.parse_args()
-    if arguments.command == "doctor":
+    if sys.argv[1:2] == ["demo"]:
+        from demo import CLASSES, write_demo
+        config = parse(Demo, __doc__, EXAMPLE)
+        write_demo(Path(config.out), config.per_class, config.seed)
+        print(f"{config.out}: {config.per_class} images each of {', '.join(CLASSES)}, with masks")
+    else:
         from doctor import report
-        sys.exit(report(arguments.path, check_resolution(arguments.resolution), arguments.out))
-    if arguments.per_class < 1 or arguments.seed < 0:
-        raise UserError("--per-class must be at least 1, --seed at least 0")
-    from demo import CLASSES, write_demo
-    write_demo(arguments.out, arguments.per_class, arguments.seed)
-    print(f"{arguments.out}: {arguments.per_class} images each of {', '.join(CLASSES)}, with masks")
+        config = parse(Doctor, __doc__, EXAMPLE)
+        sys.exit(report(config.path, check_resolution(config.resolution), Path(config.out)))
 
 
 if __name__ == "__main__":

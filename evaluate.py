@@ -59,10 +59,11 @@ class Config(NetworkConfig):
     fake: str = flag(..., "folder that sample.py wrote, or any in the same layout", group="what")
     out: str = flag("evaluation", "folder for metrics.json, report.png and report.html", group="what")
     classes: list[str] = flag([], "only these damage types (default: all)", group="what")
-    ckpt: str | None = flag(None, "checkpoint that drew --fake: it tells which real images it was trained on",
-                            group="what")
+    ckpt: str | None = flag(None, "checkpoint that drew --fake: it tells which real images it was trained on "
+                            "(default: unknown, so none count as held out)", group="what")
     skip_unreadable: bool = flag(False, "leave out damaged files and count the rest", group="what")
-    clip: str | None = flag(None, "hub id or folder of a CLIP model, for CMMD", group="networks")
+    clip: str | None = flag(None, "hub id or folder of a CLIP model, for CMMD (default: no CMMD)",
+                            group="networks")
     seed: int = flag(42, "seed of folds, bootstrap and judges", group="how", minimum=0)
     folds: int = flag(5, "judges, each tested on the real images that it was not trained on", group="how",
                       minimum=2)

@@ -36,18 +36,19 @@ class RunConfig(DataConfig, NetworkConfig):
                      "equals the lowest FID), the lowest FID, or the lowest KID", group="networks",
                      choices=BEST)
     epochs: int = flag(250, "passes over the data", group="training", minimum=1)
-    max_steps: int | None = flag(None, "stop after so many optimizer steps", group="training", minimum=1)
+    max_steps: int | None = flag(None, "stop after so many optimizer steps (default: when --epochs are "
+                                  "done)", group="training", minimum=1)
     batch_size: int = flag(4, "images in memory at once", group="training", minimum=1)
     accumulate: int = flag(1, "batches an optimizer step", group="training", minimum=1)
     lr: float = flag(1e-4, "learning rate of AdamW", group="training", above=0)
     lr_decay: list[str] = flag(["100=0.5", "175=0.2"], "EPOCH=FACTOR of --lr from that epoch on; 0=1 for "
                                "none", group="training")
     weight_decay: float = flag(0.01, "weight decay of AdamW", group="training", minimum=0)
-    clip: float = flag(0.0, "clip the gradient's norm to this; 0: not at all (the recipe)", group="training",
+    clip: float = flag(0.0, "clip the gradient's norm to this; 0 does not clip", group="training",
                        minimum=0)
-    ema: float = flag(0.0, "decay of an average of the weights, saved in their place; 0: none (the recipe)",
+    ema: float = flag(0.0, "decay a step of an average of the weights, saved in their place; 0 for none",
                       group="training", minimum=0, maximum=0.99999)
-    class_dropout: float = flag(0.0, "share of images trained without class, for guidance; 0 is the recipe",
+    class_dropout: float = flag(0.0, "share of images trained without class, 0 to 0.9, for guidance",
                                 group="training", minimum=0, maximum=0.9)
     precision: str = flag("auto", "auto: bf16 on GPUs that have it, fp16 on older ones, fp32 on a CPU",
                           group="machine", choices=("auto", "fp32", "bf16", "fp16"))
@@ -83,7 +84,8 @@ class TrainConfig(RunConfig):
                            "alone", group="training", minimum=0)
     rank: int = flag(16, "LoRA rank", group="adapter", minimum=1)
     alpha: float = flag(32.0, "LoRA alpha; the update is scaled by alpha / rank", group="adapter", above=0)
-    dropout: float = flag(0.1, "dropout on the LoRA's input", group="adapter", minimum=0, maximum=0.99)
+    dropout: float = flag(0.1, "share of the LoRA's input that is dropped", group="adapter", minimum=0,
+                         maximum=0.99)
     init_lora: str | None = flag(None, "LoRA file to start from, as diffusers, peft or kohya write it: of "
                                  "layers that are trained here, and of --rank at most", group="adapter")
     context: str = flag("class", "what tells the UNet the damage type: a row of a trained table (the "

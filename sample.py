@@ -61,8 +61,8 @@ class Config:
     lora_scale: float = flag(1.0, "strength of the LoRA: 0 is the base alone", group="how", minimum=0)
     lora: list[str] = flag([], "LoRA files of others to add, each as FILE or FILE=STRENGTH; layouts of "
                            "diffusers, peft and kohya", group="how")
-    images: str | None = flag(None, "folder of undamaged photos to paint damage into (checkpoints of "
-                              "train_inpaint.py)", group="where")
+    images: str | None = flag(None, "folder of undamaged photos to paint damage into; needed by "
+                              "checkpoints of train_inpaint.py, and of no use to others", group="where")
     masks: str | None = flag(None, "a dataset, whose masks are re-placed on the object (default: the one "
                              "trained on), or a folder of mask files, used as they are", group="where")
     control: str | None = flag(None, "checkpoint of train_controlnet.py that steers one of train_inpaint.py",
@@ -75,8 +75,8 @@ class Config:
                        group="where")
     match_colour: bool = flag(False, "shift what is painted to the photo's colours around the mask",
                               group="where")
-    strength: float = flag(1.0, "below 1 the photo's own texture shimmers through: the first steps are left "
-                           "out", group="where", above=0, maximum=1)
+    strength: float = flag(1.0, "share of the sampling steps that are done; below 1 the first are left out "
+                           "and the photo's own texture shimmers through", group="where", above=0, maximum=1)
     layout: str = flag("ds", "ds: image/<damage>/NNN.png, mask/<damage>/NNN_mask.png of class indices; "
                        "mvtec: test/ and ground_truth/ of 255; coco: as ds, and annotations.json",
                        group="what", choices=tuple(LAYOUTS))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import urllib.error
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from augmentation import close_box
 from errors import UserError
 from features import FeatureStore, read_square, resize
 from folders import Photo
+from judge import Judges
 from networks import SmallNet, WeightsMissing, load_clip, load_network, pixels
 
 CPU = torch.device("cpu")
@@ -150,6 +152,29 @@ def test_each_content_is_computed_once(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(seen) == 5
     FeatureStore(pixels(CPU, 16), tmp_path / "features")(again)
     assert len(seen) == 10  # another network's are its own
+
+
+def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path: Path,
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 48 pictures no more are in memory at once than of 12, for features and for judges."""
+    usual, alive, most = features.read_square, [0], [0]
+
+    def counted_square(*arguments: object) -> torch.Tensor:
+        square = usual(*arguments)
+        alive[0] += 1
+        most[0] = max(most[0], alive[0])
+        weakref.finalize(square, lambda: alive.__setitem__(0, alive[0] - 1))
+        return square
+
+    monkeypatch.setattr(features, "read_square", counted_square)
+    some, peaks = photos(tmp_path / "a", 48), []
+    judge = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 ** 2, 2))
+    for count in (12, 48):
+        most[0] = 0
+        FeatureStore(pixels(CPU), tmp_path / f"features{count}", batch_size=4)(some[:count])
+        Judges([judge], np.zeros(0), 32)(some[:count], batch_size=4)
+        peaks.append(most[0])
+    assert peaks[0] == peaks[1] <= 2 * 4 and alive[0] <= 4
 
 
 def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
