@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 import lora
 from errors import UserError
-from files import read_tensors, save_tensors
+from files import read_tensors, save_tensors, verified
 from seeds import torch_rng
 
 KINDS = ("class", "inpaint", "control")
@@ -109,7 +108,7 @@ def read_adapter(path: Path) -> tuple[dict[str, Tensor], Header]:
         raise UserError(f"{path}: no checkpoint of this project; give a run folder, or the "
                         "adapter.safetensors in it")
     try:
-        return tensors, _header(path, json.loads(metadata["adapter"]))
+        return tensors, _header(path, verified(path, tensors, metadata["adapter"]))
     except (TypeError, ValueError, KeyError) as error:
         raise UserError(f"{path}: its header cannot be read ({error}); is it of another version?") from error
 

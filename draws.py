@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import lora
 from adapter import NULL
+from batches import Batch
 from recipe import RunConfig
-from seeds import torch_rng
-from training import Batch
+from seeds import seed_of, torch_rng
 
 
 class Draws:
@@ -17,8 +18,13 @@ class Draws:
     def __init__(self, config: RunConfig, batch: Batch, device: torch.device) -> None:
         self.batch, self.device, self.class_dropout = batch, device, config.class_dropout
         self.size = config.resolution // 8
-        self.rngs = [torch_rng(config.seed, "step", int(epoch), int(item))
+        self.keys = [(config.seed, "step", int(epoch), int(item))
                      for epoch, item in zip(batch["epoch"], batch["item"], strict=True)]
+        self.rngs = [torch_rng(*key) for key in self.keys]
+
+    def dropout(self, unet: nn.Module) -> None:
+        """Let the adapters of `unet` drop out their inputs by these images' own random numbers."""
+        lora.seed_dropout(unet, [seed_of(*key, "dropout") for key in self.keys])
 
     def noise(self) -> Tensor:
         """(B,4,R/8,R/8) standard normal."""

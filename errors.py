@@ -17,7 +17,7 @@ ADVICE = {errno.ENOSPC: "free some disk space and run the same command again",
           errno.EACCES: "check its permissions", errno.EROFS: "choose a folder that can be written"}
 
 
-def _message(error: BaseException) -> str | None:
+def message(error: BaseException) -> str | None:
     """The one line for an error from outside the program; None for a bug, which keeps its traceback."""
     text = str(error)
     if isinstance(error, UserError):  # which a DataLoader's worker sends with its own traceback before it
@@ -49,8 +49,8 @@ def run(main: Callable[[], None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except Exception as error:
-        message = _message(error)
-        if message is None:
+        line = message(error)
+        if line is None:
             raise
-        print("error: " + " ".join(message.split()), file=sys.stderr)
+        print("error: " + " ".join(line.split()), file=sys.stderr)
         sys.exit(2)

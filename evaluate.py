@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 import errors
+import processes
 from augmentation import ORIENTATIONS
 from config import flag, parse
 from controls import cut_and_paste
@@ -21,6 +22,7 @@ from evaluation_data import Side, Sides, load_sides
 from features import FeatureStore, read_square
 from fidelity import sources_in
 from files import save_image, save_json, write_atomic
+from locks import locked
 from machine import choose_device
 from measures import (
     ALL,
@@ -40,6 +42,7 @@ from measures import (
 from memorisation import closest_pairs
 from networks import Network, NetworkConfig, WeightsMissing, load_clip, load_network, pixels
 from pictures import grid, tensor_to_image
+from processes import together
 from report import chart, table
 from report_page import page
 
@@ -189,9 +192,17 @@ def examples(sides: Sides) -> Image.Image:
     return grid(rows, labels)
 
 
+@together
 def main() -> None:
     """The command: load both sides, measure, write the report."""
     config = parse(Config, __doc__, EXAMPLE)
+    if processes.first():  # its networks are small: the others would only compute the same
+        with locked(Path(config.out)):
+            evaluate(config)
+
+
+def evaluate(config: Config) -> None:
+    """Measure, and leave the reports."""
     device, out, findings = choose_device(config.device), Path(config.out), Findings()
     sides = load_sides(config.real, config.fake, config.classes, config.ckpt, config.skip_unreadable)
     print(f"{len(sides.fake)} generated images against {len(sides.reference)} training images"

@@ -6,20 +6,18 @@ bicubic and antialiased, in float without rounding back to 8 bits (Parmar et al.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
 from augmentation import close_box, square_box
 from decode import read_image, read_mask, region_of
 from errors import UserError
-from files import save_tensors, sha256
+from files import read_own, save_tensors, sha256
 from folders import Photo
 from networks import Network
 
@@ -103,12 +101,8 @@ class FeatureStore:
         return f"{self.network.name}-{self.network.digest}"
 
     def _read(self, shard: Path) -> None:
-        try:
-            with safe_open(shard, "np") as file:
-                keys, vectors = json.loads(file.metadata()["keys"]), file.get_tensor("features")
-            self._vectors |= dict(zip(keys, vectors, strict=True))
-        except (SafetensorError, TypeError, KeyError, ValueError) as error:
-            raise UserError(f"{shard}: damaged ({error}); delete it, it will be computed again") from error
+        tensors, about = read_own(shard, "features")
+        self._vectors |= dict(zip(about["keys"], tensors["features"].numpy(), strict=True))
 
     def _hash(self, path: Path) -> str:
         if path not in self._hashes:
@@ -143,5 +137,5 @@ class FeatureStore:
     def _save(self, keys: list[str], vectors: np.ndarray) -> None:
         self._vectors |= dict(zip(keys, vectors, strict=True))
         path = self.folder / f"{self._prefix}-{len(self._shards):04d}.safetensors"
-        save_tensors(path, {"features": torch.from_numpy(vectors)}, "keys", keys)
+        save_tensors(path, {"features": torch.from_numpy(vectors)}, "features", {"keys": keys})
         self._shards.append(path)

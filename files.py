@@ -1,11 +1,16 @@
-"""Files written whole or not at all (a temporary name beside the target, fsync, rename), and rows of JSON."""
+"""Files written whole or not at all (a temporary name beside the target, fsync, rename), and rows of JSON.
+
+Tensors carry a checksum in their header, which reading verifies.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +21,21 @@ from safetensors.torch import save_file
 
 from errors import UserError
 
+CHECKSUM = "sha256"  # its name in the headers
 
-def _unwritable(path: Path, error: BaseException) -> UserError | None:
-    """The one line where the system is the reason that `path` could not be written; None for other errors."""
-    # safetensors reports a full disk as an exception of its own whose text holds the system's words.
-    if not isinstance(error, OSError) and "os error" not in str(error).lower():
-        return None
-    reason = getattr(error, "strerror", None) or str(error)
-    return UserError(f"{path}: could not be written ({reason}); free some space or choose another --out, "
-                     "then run the command again")
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """A block that writes `path`. Raises UserError where the system is the reason that it could not."""
+    try:
+        yield
+    except Exception as error:
+        # safetensors reports a full disk as an exception of its own whose text holds the system's words.
+        if not isinstance(error, OSError) and "os error" not in str(error).lower():
+            raise
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"{path}: could not be written ({reason}); free some space or choose another --out, "
+                        "then run the command again") from error
 
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
@@ -33,26 +44,74 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
     Raises UserError, naming `path`, where the disk is full or the folder cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with naming(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(temporary)
+            sync(temporary)
+            os.replace(temporary, path)
+            sync(path.parent)
+        finally:  # Ctrl-C as well must not leave the temporary file
+            temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Return when a file, or a folder's list of names, is on the disk and would outlive a power failure."""
+    if os.name == "nt" and path.is_dir():  # Windows opens no folders
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:  # Ctrl-C as well must not leave the temporary file
-        if temporary.exists():
-            temporary.unlink()
-        raise _unwritable(path, error) or error from error
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor], name: str, about: dict[str, Any]) -> None:
-    """One safetensors file with `about`, as JSON, under `name` in its header.
+    """One safetensors file with `about`, and a checksum of it and all tensors, as JSON under `name` in its
+    header. Whole or not at all.
 
     Nothing beside it: safetensors writes several entries in random order, and equal runs leave equal files.
     """
     contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-    header = {name: json.dumps(about)}
+    header = {name: json.dumps({**about, CHECKSUM: _checksum(contiguous, about)})}
     write_atomic(path, lambda temporary: save_file(contiguous, temporary, metadata=header))
+
+
+def _checksum(tensors: dict[str, torch.Tensor], about: dict[str, Any]) -> str:
+    """SHA-256 over `about` and the name, type, shape and bytes of each tensor."""
+    names = sorted(tensors)
+    shapes = [[name, str(tensors[name].dtype), list(tensors[name].shape)] for name in names]
+    digest = hashlib.sha256(json.dumps([about, shapes]).encode())
+    for name in names:
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete the temporary files of commands that were killed while they wrote to `folder` or below it."""
+    for file in folder.rglob(".*.tmp"):
+        if re.fullmatch(r"\..+\.\d+\.tmp", file.name):
+            file.unlink()
+
+
+def read_own(path: Path, name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors and `about` of a file that save_tensors wrote. Raises UserError where its checksum is wrong."""
+    tensors, header = read_tensors(path)
+    return tensors, verified(path, tensors, header.get(name, ""))
+
+
+def verified(path: Path, tensors: dict[str, torch.Tensor], text: str) -> dict[str, Any]:
+    """The `about` that save_tensors wrote as `text`. Raises UserError where they, or the tensors, changed."""
+    try:
+        about = json.loads(text)
+        right = about.pop(CHECKSUM) == _checksum(tensors, about)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: its header cannot be read ({error!r}); was it "
+                        "written by another version?") from error
+    if not right:
+        raise UserError(f"{path}: damaged (its checksum is not the one it was saved with); copy it again, or "
+                        "delete it and make it anew")
+    return about
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -85,12 +144,10 @@ def save_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def append_row(path: Path, row: dict[str, Any]) -> None:
     """One more line. Raises UserError, naming `path`, where it cannot be written."""
-    try:
+    with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "a") as file:
             file.write(json.dumps(row) + "\n")
-    except OSError as error:
-        raise _unwritable(path, error) from error
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from errors import UserError
-from files import read_tensors
+from files import read_own, read_tensors, verified
 from sd.unet import UNet, UNetConfig
 
 LAYOUTS = ("checkpoint", "diffusers", "peft", "kohya")
@@ -112,8 +112,8 @@ def read_lora(path: Path) -> LoRAFile:
     companion = file.with_name(DAMAGE_TYPES)
     if not companion.is_file():
         return LoRAFile(layout, layers, metadata, None, {})
-    rest, header = read_tensors(companion)
-    return LoRAFile(layout, layers, metadata, _json(companion, header.get("adapter", "")), rest)
+    rest, about = read_own(companion, "adapter")
+    return LoRAFile(layout, layers, metadata, about, rest)
 
 
 def find_lora(path: Path) -> Path:
@@ -134,7 +134,7 @@ def find_lora(path: Path) -> Path:
 
 
 def _read_checkpoint(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> LoRAFile:
-    about = _json(file, metadata["adapter"])
+    about = verified(file, tensors, metadata["adapter"])
     modules: dict[str, dict[str, Tensor]] = {}
     rest = {}
     for name, tensor in tensors.items():

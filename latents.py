@@ -18,16 +18,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 from tqdm import tqdm
 
+import processes
+from batches import Batch, load_batches
 from data import DataConfig, DefectDataset
-from files import save_tensors
+from errors import UserError
+from files import read_own, save_tensors
 from machine import autocast
 from recipe import RunConfig
 from sd.vae import VAE
-from training import Batch, load_batches
 
 AT_ONCE = 4  # images encoded together
 Encode = Callable[[Batch], dict[str, Tensor]]
@@ -69,13 +71,15 @@ class LatentDataset(torch.utils.data.Dataset):
 
     def prepare(self, epochs: range, workers: int) -> None:
         """Encode the variants of `epochs` that are not on disk; then the VAE leaves the GPU."""
-        missing = [variant for variant in sorted({epoch % len(self.files) for epoch in epochs})
+        variants = sorted({epoch % len(self.files) for epoch in epochs})
+        missing = [variant for variant in variants[processes.rank()::processes.count()]
                    if not _whole(self.files[variant])]
         if missing:
             print(f"{self.files[0].parent}: encoding {len(missing)} variants of {len(self)} images, once "
                   "(--latent-variants)", file=sys.stderr)
             self.dataset.prepare(range(0), workers)
             self._encode(missing, workers)
+        processes.wait()
         self.vae.to("cpu")
 
     def _encode(self, variants: list[int], workers: int) -> None:
@@ -94,10 +98,11 @@ class LatentDataset(torch.utils.data.Dataset):
 
 
 def _whole(file: Path) -> bool:
+    """Whether the file is there and its checksum right; else it is made anew."""
     try:
-        with safe_open(file, "pt"):
-            return True
-    except (SafetensorError, OSError):
+        read_own(file, "latents")
+        return True
+    except (UserError, OSError):
         return False
 
 

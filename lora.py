@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterator, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import errors
@@ -20,16 +19,19 @@ from errors import UserError
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 
 
-def dropout(x: Tensor, p: float) -> Tensor:
-    """x with each element set to 0 with probability p (on a CPU to the nearest 1/65536), else over 1 - p.
+def dropout(x: Tensor, p: float, keys: Sequence[int] = ()) -> Tensor:
+    """x (B, ...) with each element set to 0 with probability p, to the nearest 1/65536, else over 1 - p.
 
+    keys: seeds, one a row of x, which alone decide what is dropped in it; none: the global generator does.
     On a CPU F.dropout draws a double for each element; 16 random bits do as well in a third of the time.
     """
-    if x.device.type != "cpu":
-        return F.dropout(x, p)
-    bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-2**63, None).view(torch.int16)
-    kept = bits[:x.numel()].view(x.shape) >= round(p * 2**16) - 2**15
-    return x * kept.to(x.dtype).mul_(1 / (1 - p))
+    parts = x if keys else x[None]
+    bits = torch.empty(len(parts), -(-parts[0].numel() // 4), dtype=torch.int64, device=x.device)
+    drawn_by = [torch.Generator(x.device).manual_seed(key) for key in keys] or [None]
+    for row, generator in zip(bits, drawn_by, strict=True):
+        row.random_(-2**63, None, generator=generator)
+    kept = bits.view(torch.int16)[:, :parts[0].numel()] >= round(p * 2**16) - 2**15
+    return x * kept.view(x.shape).to(x.dtype).mul_(1 / (1 - p))
 
 
 class LoRALinear(nn.Linear):
@@ -45,6 +47,7 @@ class LoRALinear(nn.Linear):
         super().__init__(base.in_features, base.out_features, base.bias is not None, device="meta")
         self.weight, self.bias = base.weight, base.bias
         self.rank, self.alpha, self.dropout, self.strength = rank, alpha, dropout, 1.0
+        self.keys: list[int] = []  # of the batch's dropout
         A = torch.empty(rank, base.in_features, dtype=torch.float32, device="cpu")
         nn.init.kaiming_uniform_(A, a=math.sqrt(5), generator=rng)
         B = torch.zeros(base.out_features, rank, dtype=torch.float32, device="cpu")  # zero: delta starts at 0
@@ -68,7 +71,7 @@ class LoRALinear(nn.Linear):
         if x.dtype != self.lora_A.weight.dtype and not torch.is_autocast_enabled(x.device.type):
             x = x.to(self.lora_A.weight.dtype)
         if self.training and self.dropout:
-            x = dropout(x, self.dropout)
+            x = dropout(x, self.dropout, self.keys)
         delta = self.lora_B(self.lora_A(x))
         return torch.add(y, delta, alpha=self.scale).to(y.dtype)
 
@@ -116,6 +119,12 @@ def inject(model: nn.Module, rank: int = 16, alpha: float = 32, dropout: float =
         _replace(model, name, layer)
         parameters += [layer.lora_A.weight, layer.lora_B.weight]
     return parameters
+
+
+def seed_dropout(model: nn.Module, keys: Sequence[int]) -> None:
+    """From now on each adapter's dropout is a function of its name and a row's key: the same in any batch."""
+    for name, layer in adapters(model):
+        layer.keys = [seeds.seed_of(key, name) for key in keys]
 
 
 def set_strength(model: nn.Module, strength: float) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+import processes
 from errors import UserError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -13,13 +14,18 @@ PRECISIONS = ("auto", *DTYPES)
 
 
 def choose_device(name: str) -> torch.device:
-    """--device: "auto" is the GPU where there is one. Raises UserError for a device that is not there."""
+    """--device: "auto" is the GPU where there is one, of several processes each its own.
+
+    Raises UserError for a device that is not there.
+    """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = f"cuda:{processes.local_rank()}" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {name}: not available here; use cpu, or install PyTorch for it") from error
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     return device
 
 

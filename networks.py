@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from config import flag
 from errors import UserError
 from files import sha256
+from sd.hub import fetch_first
 
 TINY = Path(__file__).parent / "tiny" / "features" / "features.fp16.safetensors"
 SIZES = {"inception": 299, "resnet18": 224, "resnet50": 224, "tiny": 128}
@@ -165,6 +166,8 @@ def load_clip(name: str, device: torch.device) -> Network:
     from transformers import CLIPVisionModelWithProjection  # slow to import
 
     try:
+        if not Path(name).is_dir():  # without a network this fails at once, transformers after a minute
+            fetch_first(name, "main", ["config.json"])
         net = CLIPVisionModelWithProjection.from_pretrained(name)
     except Exception as error:  # OSError, and whatever the hub's client raises
         reason = " ".join(str(error).split())[:200]

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from adapter import Header, save_adapter
+import processes
+from adapter import Header, read_adapter, save_adapter
 from board import Board
 from data import DefectDataset
 from errors import UserError
-from files import append_row, read_rows, save_image, save_json, save_rows, save_tensors
+from files import (
+    append_row,
+    read_own,
+    read_rows,
+    remove_leftovers,
+    save_image,
+    save_json,
+    save_rows,
+    save_tensors,
+    sync,
+)
+from locks import locked
 from pictures import curves
 
 # Flags that may differ when a run goes on: where, how long, how it is shown, but not what it learns.
@@ -43,6 +55,7 @@ class RunFolder:
         self.metrics, self.settings_file = folder / "metrics.jsonl", folder / "config.json"
         self.curves, self.previews = folder / "curves.png", folder / "previews"
         self.best = folder / "best.safetensors"
+        self.skipped = 0  # steps whose gradient was not finite
         self.board: Board | None = None  # with --tensorboard, once the run has begun
         # What a run must share with the one it goes on from: its flags, and what these stood for.
         counts = Counter(item.class_id for item in dataset.items)
@@ -50,8 +63,24 @@ class RunFolder:
                          "base_fingerprint": header.fingerprint,
                          **({"class_checkpoint": header.control.class_ckpt} if header.control else {})}
 
-    def begin(self, restart: bool) -> int:
-        """Prepare the folder; the step to go on after. Raises UserError where it holds something else."""
+    @contextlib.contextmanager
+    def opened(self, restart: bool) -> Iterator[int]:
+        """While the block runs, the folder is this run's; yields the step to go on after.
+
+        Raises UserError where another process has it, or it holds something else.
+        """
+        with locked(self.folder) if processes.first() else contextlib.nullcontext():
+            step = self._begin(restart) if processes.first() else 0
+            processes.wait()
+            if not processes.first() and self.state.exists():
+                step = self._load()
+            if processes.add_up(step) != [processes.count() * step]:
+                raise UserError(f"{self.folder}: not the same for all processes; give a folder that they "
+                                "share")
+            yield step
+
+    def _begin(self, restart: bool) -> int:
+        """Prepare the folder; the step to go on after."""
         files = [self.state, self.adapter, self.best, self.settings_file, self.curves,
                  self.metrics]  # metrics last
         there = [file for file in files if file.exists()]
@@ -61,11 +90,12 @@ class RunFolder:
         if restart:
             for file in [*self.previews.glob("epoch_*.png"), *there]:
                 file.unlink()
-        for leftover in self.folder.glob(".*.tmp"):  # of a run that was killed while it wrote
-            leftover.unlink()
+        remove_leftovers(self.folder)
         step = 0
         if self.state.exists():
             step = self._load()
+            if self._adapter_step() != step:  # stopped between the state and the checkpoint
+                self._save_adapter(step)
             print(f"{self.folder}: going on after step {step}", file=sys.stderr)
         elif self.adapter.exists():
             raise UserError(f"{self.folder}: holds a checkpoint, but no {self.state.name} to go on from; "
@@ -81,15 +111,13 @@ class RunFolder:
 
     def _load(self) -> int:
         """Fill weights, averages, optimizer and scaler from the state; returns its step."""
+        saved, about = read_own(self.state, "state")
         try:
-            with safe_open(self.state, framework="pt") as file:
-                saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-                about = json.loads(file.metadata()["state"])
             self._check(about["settings"])
             for name, tensor in self._weights().items():
                 tensor.copy_(saved.pop(name))
-        except (SafetensorError, RuntimeError, TypeError, KeyError, ValueError) as error:
-            raise UserError(f"{self.state}: damaged ({error}); --restart starts anew") from error
+        except (RuntimeError, KeyError) as error:
+            raise UserError(f"{self.state}: does not fit ({error}); --restart starts anew") from error
         moments: dict[int, dict[str, Tensor]] = {}
         for name, tensor in saved.items():
             _, index, key = name.split(".")
@@ -97,6 +125,7 @@ class RunFolder:
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         self.scaler.load_state_dict(about["scaler"])
+        self.skipped = about["skipped"]
         return about["step"]
 
     def _check(self, before: dict[str, Any]) -> None:
@@ -117,28 +146,49 @@ class RunFolder:
         return weights
 
     def save(self, step: int) -> None:
-        """The checkpoint for use and the state to resume from; each replaces the one before."""
-        save_adapter(self.adapter, self.average, dataclasses.replace(self.header, step=step))
+        """The state to resume from, then the checkpoint for use; each replaces the one before.
+
+        A stop between the two leaves an earlier step's checkpoint; it is written when the run goes on.
+        """
+        if not processes.first():
+            return
+        sync(self.metrics)
         state = self._weights()
         for index, moments in self.optimizer.state_dict()["state"].items():
             state |= {f"optimizer.{index}.{key}": tensor for key, tensor in moments.items()}
-        about = {"step": step, "scaler": self.scaler.state_dict(), "settings": self.settings}
+        about = {"step": step, "scaler": self.scaler.state_dict(), "skipped": self.skipped,
+                 "settings": self.settings}
         save_tensors(self.state, state, "state", about)
+        self._save_adapter(step)
+
+    def _save_adapter(self, step: int) -> None:
+        save_adapter(self.adapter, self.average, dataclasses.replace(self.header, step=step))
+
+    def _adapter_step(self) -> int | None:
+        """Which step's the checkpoint for use is; None where there is none, or a damaged one."""
+        try:
+            return read_adapter(self.adapter)[1].step
+        except (UserError, OSError):
+            return None
 
     def log(self, row: dict[str, Any]) -> None:
         """Append one row to metrics.jsonl, and to TensorBoard's files where they are wanted."""
+        if not processes.first():
+            return
         append_row(self.metrics, row)
         if self.board:
             self.board.log(row)
 
     def save_validated(self, step: int, epoch: int, scores: dict[str, float | None], rule: str) -> None:
-        """Log what a preview was worth; keep its weights in best.safetensors if none before was as good."""
-        rows = read_rows(self.metrics)[1:]
-        earlier = [rank(row["validation"], rule) for row in rows if "validation" in row]
-        self.log({"step": step, "epoch": epoch, "validation": scores})
+        """Keep a preview's weights in best.safetensors if none before was as good, then log its scores."""
+        validated = {row["step"]: row["validation"] for row in read_rows(self.metrics)[1:]
+                     if "validation" in row}
+        earlier = [rank(other, rule) for at, other in validated.items() if at < step]
         here = rank(scores, rule)
         if here is not None and all(other is None or here > other for other in earlier):
             save_adapter(self.best, self.average, dataclasses.replace(self.header, step=step))
+        if step not in validated:  # drawn again after a stop
+            self.log({"step": step, "epoch": epoch, "validation": scores})
 
     def draw_curves(self) -> None:
         """curves.png from metrics.jsonl."""
@@ -146,9 +196,18 @@ class RunFolder:
 
     def save_preview(self, epoch: int, image: Image.Image) -> None:
         """previews/epoch_NNNN.png."""
-        save_image(self.previews / f"epoch_{epoch:04d}.png", image)
+        save_image(self._preview(epoch), image)
         if self.board:
             self.board.picture(epoch, image)
+
+
+    def lacks_preview(self, epoch: int) -> bool:
+        """Whether a stop came between the state and the epoch's preview, which is drawn after it."""
+        file = self._preview(epoch)
+        return not file.exists() or file.stat().st_mtime_ns < self.state.stat().st_mtime_ns
+
+    def _preview(self, epoch: int) -> Path:
+        return self.previews / f"epoch_{epoch:04d}.png"
 
 
 def rank(scores: dict[str, float | None], rule: str) -> tuple[float, ...] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from PIL import Image
 from tqdm import tqdm
 
 import errors
+import processes
 from adapter import Header, find_adapter, read_adapter
 from config import flag, parse
 from errors import UserError
@@ -21,7 +23,8 @@ from generation import SAMPLERS, Drawing, Generator, load_generator
 from machine import DTYPES, PRECISIONS, choose_device, choose_precision
 from painting import Painting, Seams, open_painting
 from pictures import grid, outline, tensor_to_image
-from sample_folder import LAYOUTS, Sample, SampleFolder
+from processes import together
+from sample_folder import LAYOUTS, Sample, SampleFolder, cut
 from steering import Steering, open_steering, read_steer
 
 SHOWN, SHOWN_SIDE = 8, 512  # images a class in grid.png, and their side at most
@@ -164,6 +167,21 @@ def stacked(texts: list[str]) -> list[tuple[Path, float]]:
     return pairs
 
 
+def draw_all(batches: list[list], draw: Callable[[list], list[Sample]], folder: SampleFolder,
+             wanted: set[tuple[str, int]]) -> None:
+    """Each process draws every count-th batch; the first writes them all, in order."""
+    with tqdm(total=len(wanted), unit="image", disable=None if processes.first() else True) as bar:
+        for start in range(0, len(batches), processes.count()):
+            turn = batches[start:start + processes.count()]
+            own = turn[processes.rank()] if processes.rank() < len(turn) else []
+            for batch, samples in zip(turn, processes.gather(draw(own) if own else []), strict=False):
+                for pair, sample in zip(batch, samples, strict=True):
+                    if pair in wanted:
+                        folder.add(sample, *pair)
+                        bar.update()
+
+
+@together
 def main() -> None:
     """The command: draw what is missing in the folder, then its grid.png."""
     config = parse(Config, __doc__, EXAMPLE)
@@ -181,23 +199,21 @@ def main() -> None:
         "base": header.base, "resolution": header.resolution,
         "loras": [[sha256(find_lora(file)), strength] for file, strength in loras],
         "layout": config.layout, **source.settings})
-    wanted = folder.missing(classes, config.per_class)
-    source.check(wanted)
-    there = config.per_class * len(classes) - len(wanted)
-    print(f"{config.out}: {len(wanted)} images to draw, {there} there already", file=sys.stderr)
-
-    if wanted:
-        generator = load_generator(path, base=config.base, strength=config.lora_scale, device=device,
-                                   dtype=DTYPES[precision], loras=loras, control=config.control)
-    with tqdm(total=len(wanted), unit="image", disable=None) as bar:
-        for start in range(0, len(wanted), config.batch_size):
-            batch = wanted[start:start + config.batch_size]
-            for sample, pair in zip(source.draw(generator, batch, drawing), batch, strict=True):
-                folder.add(sample, *pair)
-            bar.update(len(batch))
-
-    folder.annotate()
-    save_image(folder.folder / "grid.png", contact_sheet(folder, classes, min(config.per_class, SHOWN)))
+    with folder.opened():
+        wanted = folder.missing(classes, config.per_class)
+        source.check(wanted)
+        if processes.first():
+            there = config.per_class * len(classes) - len(wanted)
+            print(f"{config.out}: {len(wanted)} images to draw, {there} there already", file=sys.stderr)
+        if wanted:
+            generator = load_generator(path, base=config.base, strength=config.lora_scale, device=device,
+                                       dtype=DTYPES[precision], loras=loras, control=config.control)
+            batches = cut(classes, config.per_class, config.batch_size, wanted)
+            draw_all(batches, lambda batch: source.draw(generator, batch, drawing), folder, set(wanted))
+        if processes.first():
+            folder.annotate()
+            sheet = contact_sheet(folder, classes, min(config.per_class, SHOWN))
+            save_image(folder.folder / "grid.png", sheet)
     print(f"{config.out}: {config.per_class} images each of {', '.join(classes)}; see {config.out}/grid.png")
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
+import processes
 from coco import Annotated, coco_dataset
 from errors import UserError
-from files import append_row, read_rows, save_image, save_rows
+from files import append_row, read_rows, remove_leftovers, save_image, save_rows, sync
 from folders import is_good
+from locks import locked
 
 # layout -> folder of the images, folder of the masks
 LAYOUTS = {"ds": ("image", "mask"), "mvtec": ("test", "ground_truth"), "coco": ("image", "mask")}
@@ -36,9 +40,27 @@ class SampleFolder:
     def __init__(self, folder: Path, classes: list[str], settings: dict[str, Any]) -> None:
         self.folder, self.settings, self.journal = folder, settings, folder / "samples.jsonl"
         self.mask_values = mask_values(classes, settings["layout"])
+        self.noted: set[str] = set()  # the images that have a row
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[None]:
+        """While the block runs, the folder is this command's.
+
+        Raises UserError where another process has it, or its images were drawn with other settings.
+        """
+        with locked(self.folder) if processes.first() else contextlib.nullcontext():
+            if processes.first():
+                remove_leftovers(self.folder)
+                self._read()
+            processes.wait()
+            if not processes.first():
+                self._read()
+            yield
+
+    def _read(self) -> None:
         rows = read_rows(self.journal)
         for row in rows:
-            changed = [f"{key} was {row.get(key)}, is {value}" for key, value in settings.items()
+            changed = [f"{key} was {row.get(key)}, is {value}" for key, value in self.settings.items()
                        if row.get(key) != value]
             if changed:
                 raise UserError(f"{self.journal}: these images were drawn with other settings "
@@ -72,6 +94,7 @@ class SampleFolder:
         if self._name(file) not in self.noted:
             append_row(self.journal, {"file": self._name(file), "class": damage, "number": number,
                                       **self.settings, **sample.about})
+            sync(self.journal)
             self.noted.add(self._name(file))
         if sample.mask is not None:
             values = sample.mask.astype(np.uint8) * self.mask_values[damage]
@@ -94,6 +117,18 @@ class SampleFolder:
 
     def _name(self, file: Path) -> str:
         return file.relative_to(self.folder).as_posix()
+
+
+def cut(classes: list[str], per_class: int, batch_size: int,
+        wanted: list[tuple[str, int]]) -> list[list[tuple[str, int]]]:
+    """The batches that hold wanted (class, number) pairs, of all pairs cut into batches.
+
+    In batches of another size drawing is rounded otherwise. So a command that was stopped amid a batch draws
+    that batch whole once more, and ends with the files it would have ended with.
+    """
+    pairs = [(damage, number) for damage in classes for number in range(per_class)]
+    batches = [pairs[i:i + batch_size] for i in range(0, len(pairs), batch_size)]
+    return [batch for batch in batches if not set(wanted).isdisjoint(batch)]
 
 
 def mask_values(classes: list[str], layout: str) -> dict[str, int]:

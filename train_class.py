@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import errors
+from batches import Batch
 from config import parse
 from data import load_dataset
 from draws import Draws
@@ -17,13 +18,14 @@ from latents import posterior, with_latents
 from learner import Learner, frozen_dtype, settle
 from machine import DTYPES, autocast
 from pictures import grid, tensor_to_image
+from processes import together
 from prompts import DamageContext
 from recipe import TrainConfig
 from sd.diffusion import Diffusion
 from sd.unet import UNet
 from sd.vae import VAE
 from sd.weights import load_unet, load_vae
-from training import Batch, Preview, train
+from training import Preview, train
 from validation import validation
 
 PREVIEWS = 4  # images a class
@@ -52,6 +54,7 @@ def diffusion_loss(config: Config, unet: UNet, context: DamageContext, batch: Ba
     """The diffusion step: ||eps - eps_hat(z_t, t, class)||^2, one mean an image (B,) (DDPM, equation 14)."""
     device = context.null.device
     draws = Draws(config, batch, device)
+    draws.dropout(unet)
     z_0 = draws.latents(batch["mean"], batch["std"])
     eps, t, class_id = draws.noise(), draws.timesteps(), draws.class_ids()
     with autocast(device, DTYPES[config.precision]):
@@ -76,6 +79,7 @@ def preview(config: Config, unet: UNet, vae: VAE, context: DamageContext, classe
     return Preview(picture, torch.cat(drawn), [i for i in range(len(classes)) for _ in range(PREVIEWS)])
 
 
+@together
 def main() -> None:
     """The command: data, models, then the training loop."""
     config = parse(Config, __doc__, EXAMPLE)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import errors
 from adapter import ControlHeader, Header, find_adapter, read_adapter
+from batches import Batch
 from config import flag, parse
 from control import new_control, to_condition, trained_control
 from data import DefectDataset, load_dataset
@@ -24,6 +25,7 @@ from latents import posterior, with_latents
 from learner import frozen_dtype, settle
 from machine import DTYPES, autocast, choose_checkpointing
 from pictures import grid, outline, tensor_to_image
+from processes import together
 from prompts import DamageContext
 from recipe import RunConfig
 from sd.controlnet import ControlNet
@@ -31,7 +33,7 @@ from sd.diffusion import Diffusion
 from sd.unet import UNet
 from sd.vae import VAE
 from sd.weights import fingerprint
-from training import Batch, Preview, make_optimizer, train
+from training import Preview, make_optimizer, train
 from validation import validation
 
 PREVIEWS = 4  # masks a class
@@ -158,6 +160,7 @@ def preview(config: Config, frozen: Generator, control: ControlNet, dataset: Def
     return Preview(grid(rows, dataset.classes), torch.cat(drawn), class_ids)
 
 
+@together
 def main() -> None:
     """The command: class checkpoint, data, models, then the training loop."""
     config = parse(Config, __doc__, EXAMPLE)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import errors
+from batches import Batch
 from config import flag, parse
 from draws import Draws
 from errors import UserError
@@ -20,6 +21,7 @@ from learner import Learner, frozen_dtype, settle
 from machine import DTYPES, autocast
 from masks import latent_mask
 from pictures import grid, outline, tensor_to_image
+from processes import together
 from prompts import DamageContext
 from recipe import TrainConfig
 from sd.diffusion import Diffusion
@@ -27,7 +29,7 @@ from sd.inpainting import UNetInPicture, load_inpainting_unet
 from sd.unet import UNet
 from sd.vae import VAE
 from sd.weights import load_vae
-from training import Batch, Preview, train
+from training import Preview, train
 from validation import validation
 
 PREVIEWS = 4  # images a class
@@ -75,6 +77,7 @@ def diffusion_loss(config: Config, unet: UNet, context: DamageContext, batch: Ba
     """
     device = context.null.device
     draws = Draws(config, batch, device)
+    draws.dropout(unet)
     z_0 = draws.latents(batch["mean"], batch["std"])
     z_masked, cells = draws.latents(batch["masked_mean"], batch["masked_std"]), batch["cells"].to(device)
     eps, t, class_id = draws.noise(), draws.timesteps(), draws.class_ids()
@@ -114,6 +117,7 @@ def preview(config: Config, unet: UNet, vae: VAE, context: DamageContext,
     return Preview(grid(rows, dataset.classes), torch.cat(drawn), class_ids)
 
 
+@together
 def main() -> None:
     """The command: data and masks, models, then the training loop."""
     config = parse(Config, __doc__, EXAMPLE)

@@ -1,7 +1,8 @@
-"""The one training loop: data order, optimizer, stepped learning rate, mixed precision, resume, previews.
+"""The one training loop: optimizer, stepped learning rate, mixed precision, resume, previews.
 
-Everything random in a step is a function of (seed, epoch, item) or (seed, step), and the learning rate is one
-of the epoch. So a run stopped at any step goes on bit for bit as if it had not been, by the same command.
+Everything random in a step is a function of (seed, epoch, item), and the learning rate is one of the epoch.
+So a run stopped at any step goes on bit for bit as if it had not been, by the same command, and several
+processes (torchrun) that share out the images of each step take the same steps as one, but for rounding.
 """
 
 from __future__ import annotations
@@ -12,26 +13,26 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
+import processes
 from adapter import Header
+from batches import Batch, Plan, load_steps
 from data import DefectDataset
 from errors import UserError
 from recipe import RunConfig, rate_factor
 from run_folder import RunFolder
-from seeds import numpy_rng, seed_of
 
-# image (B,3,R,R) or what the VAE made of it (latents.py), class_id (B,), epoch (B,), item (B,), and mask
-# (B,1,R,R) if loaded.
-Batch = dict[str, Any]
+SKIPS = 20  # in a row: fp16's scaler needs 16 of them to bring its scale from 65536 down to 1
+DIVERGED = ("step {step}: the loss is {loss:g}, its gradient's norm {norm:g}; {skipped} steps in a row were "
+            "skipped for that. Lower --lr, use --clip 1 or --precision fp32; what step {saved} left is kept")
 
 
 class Preview(NamedTuple):
@@ -45,63 +46,8 @@ class Preview(NamedTuple):
 Validate = Callable[[Preview], dict[str, float | None]]  # scores of a preview, null where not measured
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Which items each step sees: a permutation of the data an epoch, cut into batches."""
-
-    items: int
-    batch_size: int
-    accumulate: int
-    seed: int
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return -(-self.items // (self.batch_size * self.accumulate))
-
-    def due(self, step: int, every: int) -> bool:
-        """Whether `step` ends an epoch whose number divides by `every` (0: never)."""
-        return every > 0 and (step + 1) % (every * self.steps_per_epoch) == 0
-
-    def batches(self, step: int) -> list[list[tuple[int, int]]]:
-        """The (epoch, item) pairs of one step, in its batches. The last step of an epoch may be short."""
-        epoch, place = divmod(step, self.steps_per_epoch)
-        order = numpy_rng(self.seed, "order", epoch).permutation(self.items)
-        size = self.batch_size * self.accumulate
-        chosen = [(epoch, int(i)) for i in order[place * size:(place + 1) * size]]
-        return [chosen[i:i + self.batch_size] for i in range(0, len(chosen), self.batch_size)]
-
-
-class _Keyed(torch.utils.data.Dataset):
-    """The dataset, each example with the (epoch, item) that its noise is drawn from."""
-
-    def __init__(self, dataset: DefectDataset) -> None:
-        self.dataset = dataset
-
-    def __getitem__(self, key: tuple[int, int]) -> Batch:
-        return {**self.dataset[key], "epoch": key[0], "item": key[1]}
-
-
-def _leave_signals_to_the_trainer(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def load_batches(dataset: DefectDataset, keys: Iterable[list[tuple[int, int]]],
-                 workers: int) -> Iterator[Batch]:
-    """One batch for each list of (epoch, item) pairs."""
-    return iter(torch.utils.data.DataLoader(_Keyed(dataset), batch_sampler=keys, num_workers=workers,
-                                            worker_init_fn=_leave_signals_to_the_trainer))
-
-
-def load_steps(dataset: DefectDataset, plan: Plan, start: int, stop: int,
-               workers: int) -> Iterator[list[Batch]]:
-    """The batches of each step from `start` up to `stop`."""
-    batches = load_batches(dataset, (b for step in range(start, stop) for b in plan.batches(step)), workers)
-    for step in range(start, stop):
-        yield [next(batches) for _ in plan.batches(step)]
-
-
 class Interrupts:
-    """While the block runs, the first Ctrl-C or SIGTERM is only noted; the next has its usual effect."""
+    """While the block runs, the first Ctrl-C or SIGTERM is only noted; the next ends the process at once."""
 
     def __enter__(self) -> Interrupts:
         self.seen = False
@@ -115,7 +61,8 @@ class Interrupts:
 
     def _note(self, number: int, frame: object) -> None:
         self.seen = True
-        self.__exit__()
+        for number in self._usual:  # by the system: Python would first finish what it is computing
+            signal.signal(number, signal.SIG_DFL)
         # Not print: it fails where the signal came amidst another print.
         os.write(2, b"\nstopping after this step; once more to leave at once\n")
 
@@ -126,27 +73,62 @@ def make_optimizer(config: RunConfig, *groups: tuple[list[nn.Parameter], float])
     return torch.optim.AdamW(named, lr=config.lr, betas=(0.9, 0.999), weight_decay=config.weight_decay)
 
 
-def optimizer_step(step: int, loss_fn: Callable[[Batch], Tensor], batches: list[Batch],
+class Shows:
+    """What the first process shows of a run beside its state: previews, what they are worth, curves."""
+
+    def __init__(self, config: RunConfig, plan: Plan, last: int, run: RunFolder,
+                 preview: Callable[[], Preview], validate: Validate | None) -> None:
+        self.config, self.plan, self.last, self.run = config, plan, last, run
+        self.preview, self.validate = preview, validate
+
+    def after(self, step: int, stopping: bool) -> None:
+        """Draw what is due after a step, once its state is saved."""
+        if self._due(step):
+            self._draw(step)
+        if processes.first() and (stopping or step + 1 == self.last or self._due(step)):
+            self.run.draw_curves()
+
+    def catch_up(self, step: int) -> None:
+        """The same for the last step before a stop, as far as the stop came before it was done."""
+        if self._due(step) and self.run.lacks_preview(step // self.plan.steps_per_epoch + 1):
+            self._draw(step)
+        if processes.first() and (step + 1 == self.last or self._due(step)):
+            self.run.draw_curves()
+
+    def _due(self, step: int) -> bool:
+        every = self.config.preview_every
+        return processes.first() and every > 0 and (step + 1 == self.last or self.plan.due(step, every))
+
+    def _draw(self, step: int) -> None:
+        epoch, run = step // self.plan.steps_per_epoch, self.run
+        with swapped(run.tensors, run.average):
+            shown = self.preview()
+        if self.validate:
+            run.save_validated(step + 1, epoch, self.validate(shown), self.config.best)
+        run.save_preview(epoch + 1, shown.picture)  # last: where it is, the rest was done
+
+
+def optimizer_step(loss_fn: Callable[[Batch], Tensor], batches: list[Batch], images: int,
                    optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
                    clip: float) -> tuple[float, float]:
-    """One step down the mean loss over all images. Returns that loss and its gradient's norm before clipping.
+    """One step down the mean loss over `images` images, of which `batches` are this process's share.
 
-    Raises UserError where they are not finite, before anything reaches the weights.
+    Returns that loss and its gradient's norm before clipping, over all processes. Where they are not finite
+    the weights stay as they are; in fp16, whose gradients overflow now and then, the scale is halved.
     """
-    images, mean_loss = sum(len(batch["item"]) for batch in batches), 0.0
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    scaler.scale(torch.zeros((), device=weights[0].device))  # makes the scale, for a share may be empty
+    share = 0.0
     for batch in batches:
         loss = loss_fn(batch).sum() / images
         scaler.scale(loss).backward()
-        mean_loss += loss.item()
+        share += loss.item()
+    processes.sum_gradients(weights)
+    mean_loss, = processes.add_up(share)
     scaler.unscale_(optimizer)
-    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     norm = nn.utils.clip_grad_norm_(weights, clip or math.inf).item()
-    # In fp16 a gradient overflows now and then: the scaler skips that step and halves its scale. Only where
-    # there is nothing left to halve (or no scaler, whose scale reads 1) is it the training that fails.
-    if not math.isfinite(mean_loss) or (not math.isfinite(norm) and scaler.get_scale() <= 1):
-        raise UserError(f"step {step + 1}: the loss is {mean_loss:g}, its gradient's norm {norm:g}; lower "
-                        "--lr or use --clip 1. What was saved before is kept")
-    scaler.step(optimizer)
+    if math.isfinite(mean_loss) and math.isfinite(norm):
+        scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad(set_to_none=True)
     return mean_loss, norm
@@ -160,48 +142,68 @@ def train(config: RunConfig, folder: Path, dataset: DefectDataset, loss_fn: Call
     loss_fn: a batch -> losses (B,). tensors: what is trained, by its name in the checkpoint, sharing memory
     with the optimizer's parameters. header: what the checkpoint says of itself. preview: what the weights
     draw now. validation: makes what scores a preview, which may take minutes; None: no scores. Raises
-    UserError where the loss is not finite, KeyboardInterrupt after a signal.
+    UserError where the loss stays not finite, KeyboardInterrupt after a signal.
     """
     plan = Plan(len(dataset), config.batch_size, config.accumulate, config.seed)
     last = min(config.epochs * plan.steps_per_epoch, config.max_steps or sys.maxsize)
     scaler = torch.amp.GradScaler(enabled=config.precision == "fp16")
     average = {name: tensor.clone() for name, tensor in tensors.items()} if config.ema else tensors
     run = RunFolder(folder, header, dataset, tensors, average, optimizer, scaler)
-    start = run.begin(config.restart)
-    validate = validation() if validation and config.preview_every else None
-    dataset.prepare(range(start // plan.steps_per_epoch, -(-last // plan.steps_per_epoch)), config.workers)
-    with Interrupts() as interrupts, tqdm(initial=start, total=last, unit="step", disable=None) as bar:
-        for step, batches in enumerate(load_steps(dataset, plan, start, last, config.workers), start):
+    with run.opened(config.restart) as start:
+        judged = validation and config.preview_every and processes.first()
+        shows = Shows(config, plan, last, run, preview, validation() if judged else None)
+        dataset.prepare(range(start // plan.steps_per_epoch, -(-last // plan.steps_per_epoch)),
+                        config.workers)
+        with Interrupts() as interrupts:
+            if start:
+                shows.catch_up(start - 1)
+            _loop(config, plan, range(start, last), dataset, loss_fn, run, shows, interrupts)
+
+
+def _loop(config: RunConfig, plan: Plan, steps: range, dataset: DefectDataset,
+          loss_fn: Callable[[Batch], Tensor], run: RunFolder, shows: Shows, interrupts: Interrupts) -> None:
+    """Each step: its learning rate, its update, what the first process leaves of it."""
+    in_a_row, saved, due = 0, steps.start, False
+    with tqdm(initial=steps.start, total=steps.stop, unit="step",
+              disable=None if processes.first() else True) as bar:
+        for step, batches in zip(steps, load_steps(dataset, plan, steps, config.workers), strict=True):
             began, epoch = time.perf_counter(), step // plan.steps_per_epoch
             factor = rate_factor(config, epoch)
-            for group in optimizer.param_groups:
+            for group in run.optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * factor
-            torch.manual_seed(seed_of(config.seed, "dropout", step))
-            loss, norm = optimizer_step(step, loss_fn, batches, optimizer, scaler, config.clip)
+            loss, norm = optimizer_step(loss_fn, batches, len(plan.keys(step)), run.optimizer, run.scaler,
+                                        config.clip)
             if config.ema:  # the decay rises from 0.1, so that the start is soon forgotten
-                update_average(average, tensors, min(config.ema, (step + 1) / (step + 10)))
-            run.log({"step": step + 1, "epoch": epoch, "loss": round(loss, 6), "lr": config.lr * factor,
-                     "grad_norm": round(norm, 6) if math.isfinite(norm) else None,
+                update_average(run.average, run.tensors, min(config.ema, (step + 1) / (step + 10)))
+            skipped = not (math.isfinite(loss) and math.isfinite(norm))
+            in_a_row, run.skipped = (in_a_row + 1) * skipped, run.skipped + skipped
+            run.log({"step": step + 1, "epoch": epoch, "loss": finite(loss), "lr": config.lr * factor,
+                     "grad_norm": finite(norm), "skipped": run.skipped,
                      "seconds": round(time.perf_counter() - began, 4)})
-            bar.set_postfix(epoch=epoch + 1, loss=f"{loss:.4f}", refresh=False)
+            bar.set_postfix(epoch=epoch + 1, loss=f"{loss:.4f}", skipped=run.skipped, refresh=False)
             bar.update()
 
-            finished, interrupted = step + 1 == last, interrupts.seen
-            if finished or interrupted or plan.due(step, config.save_every):
-                run.save(step + 1)
-                if bar.disable:  # no terminal: a log file still shows that it lives
-                    print(f"step {step + 1} of {last}: loss {loss:.4f}", file=sys.stderr, flush=True)
-            if config.preview_every and (finished or plan.due(step, config.preview_every)):
-                with swapped(tensors, average):
-                    shown = preview()
-                run.save_preview(epoch + 1, shown.picture)
-                if validate:
-                    run.save_validated(step + 1, epoch, validate(shown), config.best)
-            if finished or interrupted or plan.due(step, config.preview_every):
-                run.draw_curves()
+            finished, interrupted = step + 1 == steps.stop, processes.add_up(interrupts.seen) != [0]
+            due = due or finished or interrupted or plan.due(step, config.save_every)
+            if in_a_row == SKIPS or (finished and not math.isfinite(loss)):
+                raise UserError(DIVERGED.format(step=step + 1, loss=loss, norm=norm, skipped=in_a_row,
+                                                saved=saved))
+            if math.isfinite(loss):  # else the weights may be ruined: what was saved before is better
+                if due:
+                    run.save(step + 1)
+                    saved, due = step + 1, False
+                    if bar.disable and processes.first():  # no terminal: a log file still shows that it lives
+                        print(f"step {saved} of {steps.stop}: loss {loss:.4f}, {run.skipped} steps skipped",
+                              file=sys.stderr, flush=True)
+                shows.after(step, interrupted)
             if interrupted and not finished:
-                raise KeyboardInterrupt(f"saved after step {step + 1}; the same command"
+                raise KeyboardInterrupt(f"saved after step {saved}; the same command"
                                         f"{' without --restart' * config.restart} goes on")
+
+
+def finite(value: float) -> float | None:
+    """Rounded for the record; None, for JSON has no other word, where it is not finite."""
+    return round(value, 6) if math.isfinite(value) else None
 
 
 def update_average(average: dict[str, Tensor], tensors: dict[str, Tensor], decay: float) -> None:

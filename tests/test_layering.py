@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 
 # From the leaves up; a module may import what stands to the right of its name, and nothing else of ours.
 ALLOWED = {
-    "errors": "", "seeds": "", "metrics": "",
+    "errors": "", "seeds": "", "metrics": "", "processes": "errors", "locks": "errors files",
     "files": "errors", "config": "", "pictures": "", "augmentation": "", "decode": "errors",
     "folders": "decode errors",
     "demo": "errors files tiny.shapes",
@@ -18,7 +18,7 @@ ALLOWED = {
     "data": "augmentation config decode demo doctor errors folders seeds",
     "masks": "", "foreground": "", "paste": "augmentation errors masks",
     "coco": "",
-    "sample_folder": "coco errors files folders",
+    "sample_folder": "coco errors files folders locks processes",
     "mask_bank": "adapter data decode errors folders foreground seeds",
     "formats": "errors files sd.unet",
     "export": "errors files formats sd.text",
@@ -27,12 +27,13 @@ ALLOWED = {
     "lora": "convert errors seeds",  # convert only for its command line
     "foreign": "errors formats lora",
     "adapter": "errors files lora seeds",
-    "machine": "errors",
+    "machine": "errors processes",
     "recipe": "config data errors networks",
     "board": "",
-    "run_folder": "adapter board data errors files pictures",
-    "training": "adapter data errors recipe run_folder seeds",
-    "latents": "data files machine recipe sd.vae training",
+    "run_folder": "adapter board data errors files locks pictures processes",
+    "batches": "data processes seeds",
+    "training": "adapter batches data errors processes recipe run_folder",
+    "latents": "batches data errors files machine processes recipe sd.vae",
     "sd": "",
     "sd.layers": "", "sd.diffusion": "",
     "sd.unet": "sd.layers", "sd.vae": "sd.layers", "sd.controlnet": "sd.layers sd.unet",
@@ -50,7 +51,7 @@ ALLOWED = {
     "steering": "adapter control errors files folders generation mask_bank paste pictures sample_folder",
     "painting": "adapter control decode errors folders generation mask_bank masks paste pictures "
                 "sample_folder",
-    "networks": "config errors files",
+    "networks": "config errors files sd.hub",
     "features": "augmentation decode errors files folders networks",
     "evaluation_data": "adapter data decode errors files folders",
     "controls": "augmentation decode errors evaluation_data features files folders paste seeds",
@@ -64,24 +65,24 @@ ALLOWED = {
     "segmenter": "judge seeds",
     "downstream": "comparison evaluation_data features folders judge measures metrics networks seeds "
                   "segmenter",
-    "draws": "adapter recipe seeds training",
+    "draws": "adapter batches lora recipe seeds",
     "holes": "augmentation data folders masks seeds",
     "learner": "adapter foreign lora machine prompts recipe sd.unet sd.weights training",
     "validation": "comparison data features folders judge metrics networks pictures probe recipe training",
-    "train_class": "adapter config data draws errors generation latents learner machine pictures prompts "
-                   "recipe sd.diffusion sd.unet sd.vae sd.weights training validation",
-    "train_inpaint": "adapter config draws errors folders generation holes latents learner machine masks "
-                     "pictures prompts recipe sd.diffusion sd.inpainting sd.unet sd.vae sd.weights training "
-                     "validation",
+    "train_class": "adapter batches config data draws errors generation latents learner machine pictures "
+                   "processes prompts recipe sd.diffusion sd.unet sd.vae sd.weights training validation",
+    "train_inpaint": "adapter batches config draws errors folders generation holes latents learner machine "
+                     "masks pictures processes prompts recipe sd.diffusion sd.inpainting sd.unet sd.vae "
+                     "sd.weights training validation",
     "bench": "config demo errors files sd.parts",
-    "train_controlnet": "adapter config control data draws errors generation guidance latents learner "
-                        "machine pictures prompts recipe sd.controlnet sd.diffusion sd.unet sd.vae "
-                        "sd.weights training files validation",
+    "train_controlnet": "adapter batches config control data draws errors generation guidance latents "
+                        "learner machine pictures processes prompts recipe sd.controlnet sd.diffusion "
+                        "sd.unet sd.vae sd.weights training files validation",
     "export_controlnet": "config control errors generation",
-    "sample": "adapter config errors files formats generation machine painting pictures sample_folder "
-              "steering",
+    "sample": "adapter config errors files formats generation machine painting pictures processes "
+              "sample_folder steering",
     "evaluate": "augmentation config controls decode downstream errors evaluation_data features fidelity "
-                "files machine measures memorisation networks pictures report report_page",
+                "files locks machine measures memorisation networks pictures processes report report_page",
 }
 
 

@@ -107,7 +107,7 @@ def test_forward_and_gradients_equal_pefts(rank: int, alpha: float) -> None:
 
 
 def test_dropout_is_where_peft_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lora, "dropout", F.dropout)  # which draws its masks as peft does
+    monkeypatch.setattr(lora, "dropout", lambda x, p, keys: F.dropout(x, p))  # as peft draws its masks
     base = block()
     ours = adapted(base, dropout=0.4)
     twin = peft_twin(base, ours, 4, 6, 0.4)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 import signal
 import subprocess
@@ -16,7 +15,6 @@ import pytest
 import torch
 from bases import ROOT, Outcome, Place, command, place, rows, write_base
 from PIL import Image
-from safetensors.torch import save_file
 from trees import spoil
 
 import adapter
@@ -24,7 +22,7 @@ import generation
 import sample
 import sample_folder
 import train_class
-from files import sha256
+from files import save_tensors, sha256
 
 __all__ = ["place"]
 CLASSES = ["broken_large", "broken_small", "contamination", "good"]
@@ -64,7 +62,7 @@ def rewritten(run: Path, to: str, **changes: object) -> Path:
     """The checkpoint with a changed header."""
     tensors, header = adapter.read_adapter(run / "adapter.safetensors")
     about = dataclasses.asdict(header) | changes
-    save_file(tensors, to, {"adapter": json.dumps(about)})
+    save_tensors(Path(to), tensors, "adapter", about)
     return Path(to)
 
 

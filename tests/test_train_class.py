@@ -16,7 +16,7 @@ import torch
 from bases import ROOT, Outcome, Place, command, place, rows, write_base
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from trees import spoil
 
@@ -148,12 +148,12 @@ def test_killed_amid_training_and_continued(number: int, place: Place) -> None:
     process = subprocess.Popen(
         [sys.executable, ROOT / "train_class.py", *map(str, flags), "--max-steps", "3000"],
         stderr=subprocess.PIPE, text=True)
-    until = time.monotonic() + 60
+    until = time.monotonic() + 300
     while not Path("run/resume.safetensors").exists() or len(metrics()) < 5:
         assert process.poll() is None and time.monotonic() < until
         time.sleep(0.02)
     process.send_signal(number)
-    err = process.communicate(timeout=60)[1]
+    err = process.communicate(timeout=300)[1]
     done = len(metrics())
     if number == signal.SIGKILL:
         with open("run/metrics.jsonl", "a") as file:
@@ -180,8 +180,8 @@ def test_signals_are_handed_back(place: Place) -> None:
     with training.Interrupts() as interrupts:
         signal.raise_signal(signal.SIGINT)
         assert interrupts.seen
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) == signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 def test_a_finished_run_is_left_alone_and_a_longer_one_goes_on(place: Place) -> None:
@@ -249,7 +249,7 @@ def test_accumulation_is_the_same_step(place: Place) -> None:
     AdamW moves each weight by about lr a step however small its gradient, so single weights may differ where
     that is nothing but rounding; compared are the means, relative to how far the weights moved.
     """
-    flags = ("--dropout", 0, "--max-steps", 4, "--restart", "--class-dropout", 0.3)
+    flags = ("--dropout", 0.3, "--max-steps", 4, "--restart", "--class-dropout", 0.3)
     whole = trained(place, *flags, "--batch-size", 4)
     losses = [row["loss"] for row in metrics()]
     for size, times in ((2, 2), (1, 4)):
@@ -290,7 +290,7 @@ def test_bf16_learns_the_same_but_for_its_rounding(place: Place) -> None:
 
 def test_the_loss_falls(place: Place) -> None:
     """On four photos, at a high rate: the mean loss of the last steps is below that of the first."""
-    trained(place, "--max-steps", 30, "--lr", 0.01, "--max-samples-per-damage-type", 1, "--no-augment",
+    trained(place, "--max-steps", 40, "--lr", 0.01, "--max-samples-per-damage-type", 1, "--no-augment",
             "--tokens-per-class", 4)
     losses = [row["loss"] for row in metrics()]
     assert sum(losses[-10:]) < 0.95 * sum(losses[:10])
@@ -311,23 +311,22 @@ class Toy(nn.Module):
 
     def step(self, factor: float, scaler: torch.amp.GradScaler) -> tuple[float, float]:
         batch = {"item": torch.zeros(2), "factor": factor}
-        return training.optimizer_step(0, lambda batch: (self.weight * batch["factor"]).square(), [batch],
+        return training.optimizer_step(lambda batch: (self.weight * batch["factor"]).square(), [batch], 2,
                                        self.optimizer, scaler, clip=0)
 
 
-def test_an_overflowing_gradient_is_skipped_in_fp16_and_an_error_otherwise() -> None:
+def test_an_overflowing_gradient_skips_the_step() -> None:
+    """In fp16 the scale is halved until it fits."""
     toy, scaler = Toy(), torch.amp.GradScaler("cpu", init_scale=2.0**127)
     assert toy.step(10.0, scaler) == (100.0, float("inf")) and (toy.weight == 1).all()
     assert scaler.get_scale() == 2.0**126
     while (toy.weight == 1).all():
         loss, norm = toy.step(10.0, scaler)
     assert loss == 100 and norm == pytest.approx(200 / 2**0.5) and scaler.get_scale() > 1
-    for scaler in (torch.amp.GradScaler(enabled=False), torch.amp.GradScaler("cpu", init_scale=1.0)):
-        toy = Toy()
-        toy.weight.register_hook(lambda gradient: gradient * float("inf"))
-        with pytest.raises(Exception, match=r"step 1: the loss is 1, its gradient's norm inf"):
-            toy.step(1.0, scaler)
-        assert (toy.weight == 1).all()
+    toy = Toy()
+    toy.weight.register_hook(lambda gradient: gradient * float("inf"))
+    assert toy.step(1.0, torch.amp.GradScaler(enabled=False)) == (1.0, float("inf"))
+    assert (toy.weight == 1).all()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_saved(place: Place) -> None:
@@ -426,9 +425,8 @@ def test_a_full_disk(place: Place, full_disk: Path) -> None:
 def test_a_checkpoint_is_copied_strictly(place: Place) -> None:
     tensors = trained(place, "--max-steps", 1)
     key = next(key for key in tensors if "lora_A" in key)
-    with safe_open("run/adapter.safetensors", "pt") as file:
-        header = file.metadata()
-    save_file({k: v for k, v in tensors.items() if k != key}, "less.safetensors", header)
+    adapter.save_adapter(Path("less.safetensors"), {k: v for k, v in tensors.items() if k != key},
+                         adapter.read_adapter(Path("run/adapter.safetensors"))[1])
     found, head = adapter.read_adapter(Path("less.safetensors"))
     from sd.weights import load_unet
     with pytest.raises(Exception, match=r"less\.safetensors: does not fit .* missing"):

@@ -1,0 +1,83 @@
+"""kill -9: at random moments, and in front of each kind of change to a file. The same command then ends with
+the same bytes as one that nothing disturbed."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from bases import Place, place, rows
+from nursery import Nursery, kill_after
+
+__all__ = ["place"]
+AT_RANDOM, AT_FILES = 4, 4  # kills a command
+RUN = ["--resolution", 64, "--epochs", 3, "--batch-size", 2, "--accumulate", 2, "--save-every", 1,
+       "--preview-every", 1, "--preview-steps", 1, "--latent-variants", 2, "--out", "run"]
+SCRIPTS = {
+    "train_class": [*RUN, "--ema", 0.9, "--class-dropout", 0.2],
+    "train_inpaint": [*RUN, "--clip", 0.1],
+    "train_controlnet": [*RUN, "--control-rank", 4],
+    "sample": ["--per-class", 3, "--steps", 2, "--out", "run"],
+}
+
+
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[Nursery]:
+    with Nursery() as nursery:
+        yield nursery
+
+
+@pytest.fixture(scope="module")
+def whole(nursery: Nursery, place: Place, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an undisturbed run of train_class.py, which others need."""
+    folder = tmp_path_factory.mktemp("whole") / "work"
+    arguments = [*SCRIPTS["train_class"], "--data", place.data, "--base", place.base]
+    end = nursery.wait(nursery.start("train_class", folder, *arguments))
+    assert end.status == 0, end
+    return folder
+
+
+def contents(folder: Path) -> dict[str, object]:
+    """What a command left, by file name; of metrics.jsonl all but how long steps took."""
+    found: dict[str, object] = {}
+    for file in sorted(folder.rglob("*")):
+        name = file.relative_to(folder).as_posix()
+        if file.name == "metrics.jsonl":
+            found[name] = [{k: v for k, v in row.items() if k != "seconds"} for row in rows(file)]
+        elif file.is_file() and not (name.startswith("latents") and name.endswith(".tmp")):  # a cache
+            found[name] = file.read_bytes()
+    return found
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_killed_and_run_again(script: str, nursery: Nursery, place: Place, whole: Path,
+                              tmp_path: Path) -> None:
+    arguments = [*SCRIPTS[script], *{
+        "sample": ["--ckpt", whole / "run"],
+        "train_controlnet": ["--data", place.data, "--class-ckpt", whole / "run"],
+    }.get(script, ["--data", place.data, "--base", place.base])]
+    undisturbed = nursery.wait(nursery.start(script, tmp_path / "undisturbed", *arguments))
+    assert undisturbed.status == 0, undisturbed
+    expected = contents(tmp_path / "undisturbed")
+    assert len(expected) > 5
+    draw, kills, lives = random.Random(script), 0, 0
+    while kills < AT_RANDOM + AT_FILES:
+        folder, lives = tmp_path / f"life {lives}", lives + 1
+        while True:
+            at_files = AT_RANDOM <= kills < AT_RANDOM + AT_FILES
+            die_at = draw.randint(1, 30) if at_files else 0
+            pid = nursery.start(script, folder, *arguments, die_at=die_at)
+            if kills < AT_RANDOM:
+                kill_after(pid, draw.uniform(0.05, undisturbed.seconds))
+            end = nursery.wait(pid)
+            if end.status == 0:
+                break
+            assert end.status == -9, end
+            kills += 1
+        left = contents(folder)
+        assert left.keys() == expected.keys()
+        assert [name for name in left if left[name] != expected[name]] == []
+    print(json.dumps({"script": script, "kills": kills, "lives": lives}))

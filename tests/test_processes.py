@@ -1,0 +1,171 @@
+"""Two processes, over gloo: trainers take the steps of one, sample.py leaves its files, all end together."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from bases import ROOT, Place, place, rows
+from nursery import End, Nursery
+from PIL import Image
+from safetensors.torch import load_file
+from trees import spoil
+
+__all__ = ["place"]
+RUN = ["--resolution", 64, "--max-steps", 5, "--batch-size", 3, "--latent-variants", 2, "--out", "run",
+       "--preview-every", 1, "--preview-steps", 1, "--save-every", 1]
+SCRIPTS = {
+    "train_class": [*RUN, "--ema", 0.9, "--class-dropout", 0.2],
+    "train_inpaint": [*RUN, "--accumulate", 2],
+    "train_controlnet": [*RUN, "--control-rank", 4, "--accumulate", 1],
+    "sample": ["--per-class", 3, "--steps", 2, "--out", "run", "--batch-size", 2],
+}
+
+
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[Nursery]:
+    with Nursery() as nursery:
+        yield nursery
+
+
+@pytest.fixture(scope="module")
+def one(nursery: Nursery, place: Place, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The folders of single processes, by script."""
+    root, done = tmp_path_factory.mktemp("one"), {}
+    for script in SCRIPTS:
+        done[script] = root / script
+        end = nursery.wait(nursery.start(script, root / script, *arguments(script, place, done)))
+        assert end.status == 0, end
+    return done
+
+
+def arguments(script: str, place: Place, one: dict[str, Path]) -> list[object]:
+    others = {"sample": lambda: ["--ckpt", one["train_class"] / "run"],
+              "train_controlnet": lambda: ["--data", place.data, "--class-ckpt", one["train_class"] / "run"]}
+    return [*SCRIPTS[script], *others.get(script, lambda: ["--data", place.data, "--base", place.base])()]
+
+
+def free_port() -> str:
+    with socket.socket() as asked:
+        asked.bind(("127.0.0.1", 0))
+        return str(asked.getsockname()[1])
+
+
+def start(nursery: Nursery, script: str, folder: Path, *arguments: object) -> list[int]:
+    """Two processes for one command, as torchrun would start them."""
+    about = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    return [nursery.start(script, folder, *arguments, **about, RANK=str(rank), LOCAL_RANK=str(rank))
+            for rank in range(2)]
+
+
+def both(nursery: Nursery, script: str, folder: Path, *arguments: object) -> list[End]:
+    return [nursery.wait(pid) for pid in start(nursery, script, folder, *arguments)]
+
+
+@pytest.mark.parametrize("script", [script for script in SCRIPTS if script != "sample"])
+def test_two_processes_take_the_steps_of_one(script: str, nursery: Nursery, place: Place, tmp_path: Path,
+                                             one: dict[str, Path]) -> None:
+    """The same losses and norms but for rounding, so the same gradients, dropout included; one set of files.
+
+    AdamW moves a weight by its rate however small its gradient, so where that is nothing but rounding single
+    weights may differ; compared are the means, relative to how far the weights may have moved.
+    """
+    ends = both(nursery, script, tmp_path / "two", *arguments(script, place, one))
+    assert [end.status for end in ends] == [0, 0], ends
+    assert "12 images" in ends[0].out and ends[1].out == ""
+    alone, run = one[script] / "run", tmp_path / "two/run"
+    assert sorted(file.name for file in run.rglob("*")) == sorted(file.name for file in alone.rglob("*"))
+    steps, expected = ([row for row in rows(folder / "metrics.jsonl")[1:] if "loss" in row]
+                       for folder in (run, alone))
+    assert [row["step"] for row in steps] == [1, 2, 3, 4, 5]
+    for key in ("loss", "grad_norm", "lr"):
+        assert [row[key] for row in steps] == pytest.approx([row[key] for row in expected], rel=2e-4), key
+    after, before = (load_file(folder / "adapter.safetensors") for folder in (run, alone))
+    for name, tensor in before.items():
+        assert (after[name] - tensor).abs().mean() <= 0.05 * 5 * steps[0]["lr"], name
+    two, single = (sorted((folder.parent / "latents").rglob("*.safetensors")) for folder in (run, alone))
+    assert [file.read_bytes() for file in two] == [file.read_bytes() for file in single] != []
+
+
+def test_sampling_leaves_the_same_files(nursery: Nursery, place: Place, tmp_path: Path,
+                                        one: dict[str, Path]) -> None:
+    ends = both(nursery, "sample", tmp_path / "two", *arguments("sample", place, one))
+    assert [end.status for end in ends] == [0, 0], ends
+    left, expected = ({file.relative_to(folder): file.read_bytes() for file in folder.rglob("*")
+                       if file.is_file()} for folder in (tmp_path / "two", one["sample"]))
+    assert left == expected and len(left) == 4 * 3 + 2
+
+
+def test_evaluation_is_one_processes(nursery: Nursery, place: Place, tmp_path: Path,
+                                     one: dict[str, Path]) -> None:
+    flags = ["--real", place.data, "--fake", one["sample"] / "run", "--out", "out", "--features", "tiny",
+             "--judge", "tiny", "--judge-epochs", 1, "--folds", 2, "--bootstrap", 10]
+    ends = both(nursery, "evaluate", tmp_path / "two", *flags)
+    assert [end.status for end in ends] == [0, 0], ends
+    assert "report.html" in ends[0].out and ends[1].out == "" and (tmp_path / "two/out/report.html").exists()
+
+
+def stopped(pids: list[int], nursery: Nursery, limit: float = 60) -> list[End]:
+    """How they end, which must be within a minute."""
+    began = time.monotonic()
+    ends = [nursery.wait(pid) for pid in pids]
+    assert time.monotonic() - began < limit
+    return ends
+
+
+def wait_for_steps(run: Path, count: int) -> None:
+    until = time.monotonic() + 300
+    while not (run / "metrics.jsonl").exists() or len(rows(run / "metrics.jsonl")) <= count:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def test_a_killed_process_ends_the_other_and_the_command_goes_on(nursery: Nursery, place: Place,
+                                                                 tmp_path: Path) -> None:
+    flags = ["--data", place.data, "--base", place.base, *RUN, "--preview-every", 0]
+    pids = start(nursery, "train_class", tmp_path / "two", *flags, "--max-steps", 5000)
+    wait_for_steps(tmp_path / "two/run", 5)
+    os.kill(pids[1], signal.SIGKILL)
+    survivor, killed = stopped(pids, nursery)
+    assert killed.status == -9 and survivor.status == 2
+    assert "another process has ended" in survivor.err.splitlines()[-1] and "Traceback" not in survivor.err
+    pids = start(nursery, "train_class", tmp_path / "two", *flags, "--max-steps", 5000)
+    wait_for_steps(tmp_path / "two/run", 8)
+    os.kill(pids[1], signal.SIGTERM)  # only one is told; both stop at the same step, and save
+    ends = stopped(pids, nursery)
+    assert [end.status for end in ends] == [130, 130], ends
+    assert ends[0].err.splitlines()[-1] == ends[1].err.splitlines()[-1] and "saved after" in ends[0].err
+
+
+def test_what_ends_one_is_told_by_the_other(nursery: Nursery, place: Place, tmp_path: Path) -> None:
+    """A JPEG cut short is only noticed when it is decoded, by the process whose share it is in."""
+    shutil.copytree(place.data, tmp_path / "data")
+    photo = tmp_path / "data/image/good/000.png"
+    with Image.open(photo) as image:
+        image.save(photo.with_suffix(".jpg"))
+    photo.unlink()
+    spoil(photo.with_suffix(".jpg"), 0.5)
+    pids = start(nursery, "train_class", tmp_path / "two", "--data", tmp_path / "data", "--base", place.base,
+                 *RUN, "--latent-variants", 0, "--batch-size", 12)
+    ends = stopped(pids, nursery)
+    assert [end.status for end in ends] == [2, 2], ends
+    lines = [end.err.splitlines()[-1] for end in ends]
+    assert all("000.jpg: cannot be read" in line and "Traceback" not in line for line in lines)
+    assert sum("another process has ended: process" in line for line in lines) == 1
+
+
+def test_torchrun(place: Place, tmp_path: Path, one: dict[str, Path]) -> None:
+    """As a user starts it."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+               str(ROOT / "sample.py"), *map(str, arguments("sample", place, one))]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done
+    assert (tmp_path / "run/grid.png").read_bytes() == (one["sample"] / "run/grid.png").read_bytes()
