@@ -29,7 +29,7 @@ class DataConfig:
     data: list[str] = flag(..., "product folders, folders of these, or names such as DS-MVTec/bottle, of "
                            "which the hub dataset's newest revision is fetched once", group="data")
     resolution: int = flag(512, "side of the training images in pixels, a multiple of 64", group="data",
-                           minimum=64)
+                           minimum=64, maximum=4096)
     augment: bool = flag(True, "move, turn and relight the images, differently every epoch", group="data")
     orientation: str = flag("any", "augment with flips and quarter turns, or not: for parts that lie one way",
                             group="data", choices=ORIENTATIONS)

@@ -77,8 +77,8 @@ class Config(NetworkConfig):
     downstream: bool = flag(False, "also train on real images with and without these, and test on real ones",
                             group="how")
     downstream_seeds: int = flag(3, "trainings of each kind", group="how", minimum=1)
-    batch_size: int = flag(32, "images at once", group="machine", minimum=1)
-    workers: int = flag(0, "processes that load images", group="machine", minimum=0)
+    batch_size: int = flag(32, "images at once", group="machine", minimum=1, maximum=10**4)
+    workers: int = flag(0, "processes that load images", group="machine", minimum=0, maximum=256)
     device: str = flag("auto", "auto, cpu, cuda, cuda:1, ..", group="machine")
 
 

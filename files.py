@@ -105,7 +105,7 @@ def verified(path: Path, tensors: dict[str, torch.Tensor], text: str) -> dict[st
     try:
         about = json.loads(text)
         right = about.pop(CHECKSUM) == _checksum(tensors, about)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: its header cannot be read ({error!r}); was it "
                         "written by another version?") from error
     if not right:

@@ -155,7 +155,7 @@ def _json(file: Path, text: str) -> dict[str, Any]:
         value = json.loads(text)
         if not isinstance(value, dict):
             raise ValueError("not an object")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # which brackets in brackets cause
         raise UserError(f"{file}: its settings cannot be read ({error}); copy it again") from error
     return value
 

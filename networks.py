@@ -168,7 +168,7 @@ def load_clip(name: str, device: torch.device) -> Network:
     try:
         if not Path(name).is_dir():  # without a network this fails at once, transformers after a minute
             fetch_first(name, "main", ["config.json"])
-        net = CLIPVisionModelWithProjection.from_pretrained(name)
+        net = CLIPVisionModelWithProjection.from_pretrained(name, use_safetensors=True)
     except Exception as error:  # OSError, and whatever the hub's client raises
         reason = " ".join(str(error).split())[:200]
         raise WeightsMissing(f"--clip {name}: cannot be loaded ({reason})",

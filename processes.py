@@ -72,10 +72,10 @@ def _errors_shared(store: dist.Store) -> Iterator[None]:
     try:
         yield
     except _Gone as error:
-        said = "of no word of its own"
-        with contextlib.suppress(RuntimeError):  # the store may be gone as well
-            said = store.get("error").decode() if store.check(["error"]) else said
-        raise UserError(f"another process has ended: {said}. What was saved before is kept; the same command "
+        said = " without a word"
+        with contextlib.suppress(RuntimeError):  # torchrun keeps the store; others let it go with the first
+            said = f": {store.get('error').decode()}" if store.check(["error"]) else said
+        raise UserError(f"another process has ended{said}. What was saved before is kept; the same command "
                         "goes on") from error
     except Exception as error:
         with contextlib.suppress(RuntimeError):

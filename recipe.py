@@ -35,11 +35,11 @@ class RunConfig(DataConfig, NetworkConfig):
     best: str = flag("dca", "best.safetensors holds the weights whose preview had the highest DCA (among "
                      "equals the lowest FID), the lowest FID, or the lowest KID", group="networks",
                      choices=BEST)
-    epochs: int = flag(250, "passes over the data", group="training", minimum=1)
+    epochs: int = flag(250, "passes over the data", group="training", minimum=1, maximum=10**6)
     max_steps: int | None = flag(None, "stop after so many optimizer steps (default: when --epochs are "
                                   "done)", group="training", minimum=1)
-    batch_size: int = flag(4, "images in memory at once", group="training", minimum=1)
-    accumulate: int = flag(1, "batches an optimizer step", group="training", minimum=1)
+    batch_size: int = flag(4, "images in memory at once", group="training", minimum=1, maximum=10**4)
+    accumulate: int = flag(1, "batches an optimizer step", group="training", minimum=1, maximum=10**6)
     lr: float = flag(1e-4, "learning rate of AdamW", group="training", above=0)
     lr_decay: list[str] = flag(["100=0.5", "175=0.2"], "EPOCH=FACTOR of --lr from that epoch on; 0=1 for "
                                "none", group="training")
@@ -56,9 +56,11 @@ class RunConfig(DataConfig, NetworkConfig):
                               "by the free memory", group="machine", choices=("auto", "none", "full"))
     latent_variants: int = flag(25, "encode so many augmented variants of each image once, epoch e taking "
                                     "variant e mod N, and keep them in latents/ beside the run; 0: encode at "
-                                    "every step, never repeating one", group="machine", minimum=0)
+                                    "every step, never repeating one", group="machine", minimum=0,
+                                maximum=10**6)
     device: str = flag("auto", "auto, cpu, cuda, cuda:1, ..", group="machine")
-    workers: int = flag(0, "processes that load data beside the training", group="machine", minimum=0)
+    workers: int = flag(0, "processes that load data beside the training", group="machine", minimum=0,
+                        maximum=256)
 
     def __post_init__(self) -> None:
         """Raises UserError for flags that contradict each other."""
@@ -82,7 +84,7 @@ class TrainConfig(RunConfig):
 
     lr: float = flag(1e-4, "learning rate of AdamW; 0 leaves the LoRA without effect, for --embedding-lr "
                            "alone", group="training", minimum=0)
-    rank: int = flag(16, "LoRA rank", group="adapter", minimum=1)
+    rank: int = flag(16, "LoRA rank", group="adapter", minimum=1, maximum=1280)
     alpha: float = flag(32.0, "LoRA alpha; the update is scaled by alpha / rank", group="adapter", above=0)
     dropout: float = flag(0.1, "share of the LoRA's input that is dropped", group="adapter", minimum=0,
                          maximum=0.99)

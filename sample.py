@@ -50,7 +50,7 @@ class Config:
     ckpt: str = flag(..., "run folder, or its adapter.safetensors", group="what")
     out: str = flag("generated", "folder to write to", group="what")
     classes: list[str] = flag([], "damage types to draw (default: all of the checkpoint)", group="what")
-    per_class: int = flag(8, "images a class", group="what", minimum=1)
+    per_class: int = flag(8, "images a class", group="what", minimum=1, maximum=10**6)
     seed: int = flag(42, "another seed draws other images", group="what", minimum=0)
     steps: int = flag(50, "sampling steps; for ddim and ddpm best a divisor of 1000", group="how",
                       minimum=1, maximum=1000)
@@ -85,7 +85,7 @@ class Config:
                        group="what", choices=tuple(LAYOUTS))
     base: str | None = flag(None, "where the base lies now (default: what the checkpoint was trained on)",
                             group="how")
-    batch_size: int = flag(4, "images drawn at once", group="machine", minimum=1)
+    batch_size: int = flag(4, "images drawn at once", group="machine", minimum=1, maximum=10**4)
     precision: str = flag("auto", "auto: bf16 on GPUs that have it, fp16 on older ones, fp32 on a CPU",
                           group="machine", choices=PRECISIONS)
     device: str = flag("auto", "auto, cpu, cuda, cuda:1, ..", group="machine")

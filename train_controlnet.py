@@ -55,14 +55,14 @@ class Config(RunConfig):
     """The flags of every training run, some with other defaults, and the ControlNet's."""
 
     resolution: int | None = flag(None, "side of the training images (default: --class-ckpt's)", group="data",
-                                  minimum=64)
+                                  minimum=64, maximum=4096)
     base: str | None = flag(None, "where the base lies now (default: what --class-ckpt was trained on)",
                             group="run")
     preview_every: int = flag(50, "epochs between preview pictures, 0 for none", group="run", minimum=0)
     save_every: int = flag(25, "epochs between saves; of a whole SD 1.5 ControlNet they write 5.8 GB",
                            group="run", minimum=1)
-    epochs: int = flag(1000, "passes over the data", group="training", minimum=1)
-    accumulate: int = flag(8, "batches an optimizer step", group="training", minimum=1)
+    epochs: int = flag(1000, "passes over the data", group="training", minimum=1, maximum=10**6)
+    accumulate: int = flag(8, "batches an optimizer step", group="training", minimum=1, maximum=10**6)
     lr: float | None = flag(None, "learning rate of AdamW (default: 1e-5, and 1e-4 with --control-rank)",
                             group="training", above=0)
     lr_decay: list[str] = flag(["0=1"], "EPOCH=FACTOR of --lr from that epoch on; 0=1 for none",
@@ -74,7 +74,7 @@ class Config(RunConfig):
     init: str | None = flag(None, "published ControlNet to begin with: hub id, diffusers folder or single "
                             ".safetensors file (default: a copy of the UNet's encoder)", group="control")
     control_rank: int = flag(0, "train low-rank updates of the encoder instead of all its weights; 0: all",
-                             group="control", minimum=0)
+                             group="control", minimum=0, maximum=1280)
     mask_dropout: float = flag(0.1, "share of images trained with an empty mask, for --mask-guidance",
                                group="control", minimum=0, maximum=0.9)
     class_channels: bool = flag(False, "a channel of the condition for each damage type, with all regions of "

@@ -9,8 +9,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 PROGRAM = """
@@ -131,3 +134,9 @@ def kill_after(pid: int, seconds: float) -> None:
             os.kill(pid, signal.SIGKILL)
             return
         time.sleep(0.002)
+
+
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    with Nursery() as nursery:
+        yield nursery

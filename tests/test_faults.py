@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from bases import Place, place, rows
-from nursery import Nursery, kill_after
+from nursery import Nursery, kill_after, nursery
 
-__all__ = ["place"]
+__all__ = ["nursery", "place"]
 AT_RANDOM, AT_FILES = 4, 4  # kills a command
 RUN = ["--resolution", 64, "--epochs", 3, "--batch-size", 2, "--accumulate", 2, "--save-every", 1,
        "--preview-every", 1, "--preview-steps", 1, "--latent-variants", 2, "--out", "run"]
@@ -22,12 +21,6 @@ SCRIPTS = {
     "train_controlnet": [*RUN, "--control-rank", 4],
     "sample": ["--per-class", 3, "--steps", 2, "--out", "run"],
 }
-
-
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    with Nursery() as nursery:
-        yield nursery
 
 
 @pytest.fixture(scope="module")

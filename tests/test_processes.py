@@ -5,35 +5,29 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 from bases import ROOT, Place, place, rows
-from nursery import End, Nursery
+from nursery import End, Nursery, nursery
 from PIL import Image
 from safetensors.torch import load_file
 from trees import spoil
 
-__all__ = ["place"]
+__all__ = ["nursery", "place"]
 RUN = ["--resolution", 64, "--max-steps", 5, "--batch-size", 3, "--latent-variants", 2, "--out", "run",
        "--preview-every", 1, "--preview-steps", 1, "--save-every", 1]
+STORES: list[dist.TCPStore] = []  # where processes meet: torchrun keeps it, so that it outlives them
 SCRIPTS = {
     "train_class": [*RUN, "--ema", 0.9, "--class-dropout", 0.2],
     "train_inpaint": [*RUN, "--accumulate", 2],
     "train_controlnet": [*RUN, "--control-rank", 4, "--accumulate", 1],
     "sample": ["--per-class", 3, "--steps", 2, "--out", "run", "--batch-size", 2],
 }
-
-
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    with Nursery() as nursery:
-        yield nursery
 
 
 @pytest.fixture(scope="module")
@@ -53,15 +47,11 @@ def arguments(script: str, place: Place, one: dict[str, Path]) -> list[object]:
     return [*SCRIPTS[script], *others.get(script, lambda: ["--data", place.data, "--base", place.base])()]
 
 
-def free_port() -> str:
-    with socket.socket() as asked:
-        asked.bind(("127.0.0.1", 0))
-        return str(asked.getsockname()[1])
-
-
 def start(nursery: Nursery, script: str, folder: Path, *arguments: object) -> list[int]:
     """Two processes for one command, as torchrun would start them."""
-    about = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    STORES.append(dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False))
+    about = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(STORES[-1].port),
+             "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
     return [nursery.start(script, folder, *arguments, **about, RANK=str(rank), LOCAL_RANK=str(rank))
             for rank in range(2)]
 
@@ -158,7 +148,7 @@ def test_what_ends_one_is_told_by_the_other(nursery: Nursery, place: Place, tmp_
     ends = stopped(pids, nursery)
     assert [end.status for end in ends] == [2, 2], ends
     lines = [end.err.splitlines()[-1] for end in ends]
-    assert all("000.jpg: cannot be read" in line and "Traceback" not in line for line in lines)
+    assert all("000.jpg: cannot be read" in line and "Traceback" not in line for line in lines), lines
     assert sum("another process has ended: process" in line for line in lines) == 1
 
 

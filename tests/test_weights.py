@@ -431,12 +431,32 @@ def test_a_broken_download_is_resumed(tmp_path: Path) -> None:
         assert server.bytes_sent < size + 5_000_000
 
 
+def test_a_hub_that_goes_away_amid_a_download_and_one_that_is_slow(tmp_path: Path) -> None:
+    """One line, after a few tries; what had arrived is kept, and the same command fetches the rest."""
+    unet = SMALL_UNET | {"block_out_channels": [32, 64, 96, 128]}
+    folder = published.write_model(tmp_path / "model", unet=unet, files=(FP32,))
+    code = "print(fingerprint(load_unet('someone/model', **CPU)))"
+    with HubServer({"someone/model": folder}) as server:
+        server.cuts = [12_000_000] + [0] * 50
+        environment = server.environment(tmp_path / "cache")
+        gone = python(code, environment)
+        assert gone.returncode == 2 and len(gone.stderr.splitlines()) == 1, gone.stderr
+        assert f"unet/{FP32} could not be fetched" in gone.stderr and gone.stdout == ""
+        server.cuts, server.delay = [], 0.01
+        sent = server.bytes_sent
+        again = python(code, environment)
+        assert again.stdout.strip() == fingerprint(load_unet(str(folder), **CPU)), again.stderr
+        assert server.bytes_sent - sent < (folder / "unet" / FP32).stat().st_size - 10_000_000
+
+
 def test_what_the_hub_refuses(base: Path, inpainting: Path, tmp_path: Path) -> None:
     cases = {"someone/nothing": "neither a folder here nor a model on the hub",
              "someone/fine-tune@v9": "no revision v9",
              "someone/gated": "access is restricted",
              "someone/down": "HTTP 500",
              "someone/down-later": f"unet/{FP32} could not be fetched",
+             "someone/busy": "HTTP 429",
+             "someone/busy-later": f"unet/{FP32} could not be fetched",
              "someone/damaged": "arrived damaged",
              "someone/empty": "no unet/diffusion_pytorch_model.safetensors"}
     (tmp_path / "empty").mkdir()
@@ -450,10 +470,12 @@ load_unet('someone/gated', **CPU)
 """
     with hub(base, inpainting) as server:
         models = server.repos["models"]
-        models |= {f"someone/{name}": base for name in ("gated", "down", "down-later", "damaged")}
+        models |= {f"someone/{name}": base for name in ("gated", "down", "down-later", "damaged", "busy",
+                                                          "busy-later")}
         models["someone/empty"] = tmp_path / "empty"
         server.gated = {"someone/gated"}
-        server.status = {"someone/down/": 500, "storage/models/someone/down-later": 503}
+        server.status = {"someone/down/": 500, "storage/models/someone/down-later": 503,
+                         "someone/busy/": 429, "storage/models/someone/busy-later": 429}
         server.garbage = {"someone/damaged/unet"}
         environment = server.environment(tmp_path / "cache")
         result = python(code, environment)

@@ -1,0 +1,160 @@
+"""What stops a run, and what is left: losses that are not finite, signals, disks, folders, other runs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from bases import Outcome, Place, command, place, rows
+from nursery import Nursery, nursery
+from PIL import Image
+from safetensors.torch import load_file
+
+import data
+import learner
+import run_folder
+import sample
+import train_class
+
+__all__ = ["nursery", "place"]
+FLAGS = ["--resolution", 64, "--preview-every", 0, "--no-validate", "--save-every", 1, "--latent-variants", 1]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run_folder, "curves", lambda rows: Image.new("RGB", (8, 8)))
+
+
+def train(place: Place, *arguments: object) -> Outcome:
+    return command(train_class.main, "--data", place.data, "--base", place.base, "--out", "run", *FLAGS,
+                   *arguments)
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
+    """Make the loss of these steps, counted from 1, not a number."""
+    loss_fn, calls = train_class.diffusion_loss, []
+
+    def loss(*arguments: object) -> torch.Tensor:
+        calls.append(1)
+        return loss_fn(*arguments) * (float("nan") if len(calls) in steps else 1)
+
+    monkeypatch.setattr(train_class, "diffusion_loss", loss)
+
+
+def test_a_step_without_a_finite_loss_is_skipped_and_counted(place: Place,
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    """Step 3 ends an epoch: what is due then is saved after the next good one."""
+    failing(monkeypatch, 2, 3)
+    outcome = train(place, "--epochs", 2)
+    assert outcome.status == 0 and "step 4 of 6: " in outcome.err and "2 steps skipped" in outcome.err
+    steps = rows(Path("run/metrics.jsonl"))[1:]
+    assert [row["skipped"] for row in steps] == [0, 1, 2, 2, 2, 2]
+    assert [row["loss"] is None for row in steps] == [False, True, True, False, False, False]
+    assert "NaN" not in Path("run/metrics.jsonl").read_text()
+    assert all(tensor.isfinite().all() for tensor in load_file("run/adapter.safetensors").values())
+    assert train(place, "--epochs", 3).status == 0
+    assert rows(Path("run/metrics.jsonl"))[-1]["skipped"] == 2  # also after going on
+
+
+def test_twenty_in_a_row_end_the_run_and_keep_what_was_saved(place: Place,
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    failing(monkeypatch, *range(5, 100))
+    outcome = train(place, "--epochs", 100)
+    assert outcome.failed_with("step 24: the loss is nan", "20 steps in a row", "--lr", "step 3 left")
+    assert load_file("run/adapter.safetensors") and len(rows(Path("run/metrics.jsonl"))) == 25
+
+
+
+
+def test_a_last_step_that_is_not_finite_is_no_success(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing(monkeypatch, 4)
+    assert train(place, "--max-steps", 4).failed_with("step 4: the loss is nan", "step 3 left")
+
+
+def test_a_second_ctrl_c_leaves_at_once(place: Place, nursery: Nursery, tmp_path: Path) -> None:
+    pid = nursery.start("train_class", tmp_path / "work", "--data", place.data, "--base", place.base, *FLAGS,
+                        "--resolution", 320, "--batch-size", 12, "--out", "run")
+    metrics, said = tmp_path / "work/run/metrics.jsonl", Path(f"{nursery.logs[pid]}.err")
+    until = time.monotonic() + 300
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < 2:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGINT)
+    while "once more to leave at once" not in said.read_text():
+        assert time.monotonic() < until
+    os.kill(pid, signal.SIGINT)
+    assert nursery.wait(pid).status == -signal.SIGINT
+
+
+def test_the_second_run_in_a_folder_is_refused(place: Place, nursery: Nursery, tmp_path: Path) -> None:
+    assert train(place, "--max-steps", 1).status == 0
+    flags = ["--data", place.data, "--base", place.base, *FLAGS, "--out", "run"]
+    draw = ["--ckpt", "run", "--steps", 500, "--out", "drawn"]
+    for script, main, arguments, lock in (("train_class", train_class.main, flags, "run/.lock"),
+                                          ("sample", sample.main, draw, "drawn/.lock")):
+        pid = nursery.start(script, tmp_path, *arguments)
+        until = time.monotonic() + 120
+        while not Path(lock).exists() or not Path(lock).read_text():
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        assert command(main, *arguments).failed_with(f"process {pid} on", "is writing here", "another --out")
+        os.kill(pid, signal.SIGKILL)
+        nursery.wait(pid)
+    assert train(place, "--max-steps", 2).status == 0 and not Path("run/.lock").exists()
+
+
+@pytest.mark.parametrize("name", ["resume.safetensors", "adapter.safetensors"])
+def test_a_single_wrong_bit_is_noticed(name: str, place: Place) -> None:
+    """In the middle of a tensor, where safetensors itself sees nothing. The checkpoint for use is mended."""
+    assert train(place, "--max-steps", 1).status == 0
+    file = Path("run", name)
+    content = bytearray(file.read_bytes())
+    content[-1000] ^= 1
+    file.write_bytes(content)
+    if name == "adapter.safetensors":
+        assert command(sample.main, "--ckpt", "run").failed_with(name, "checksum")
+        assert train(place, "--max-steps", 1).status == 0 and file.read_bytes() != content
+    else:
+        assert train(place, "--max-steps", 2).failed_with(name, "checksum")
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_data_that_vanish(kept: bool, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While training, and before it goes on: one line, and the checkpoint is as it was."""
+    shutil.copytree(place.data, "data")
+    again = ("--data", "data", "--latent-variants", 0)
+    assert train(place, *again, "--epochs", 1).status == 0
+    before = Path("run/adapter.safetensors").read_bytes()
+    if kept:
+        monkeypatch.setattr(data, "CACHE_BYTES", 0)
+        monkeypatch.setattr(learner, "choose_checkpointing", lambda *_: shutil.rmtree("data"))
+        assert train(place, *again, "--epochs", 2).failed_with("data/image", "No such file")
+    else:
+        shutil.rmtree("data")
+        assert train(place, *again, "--epochs", 2).failed_with("data: no such folder")
+    assert Path("run/adapter.safetensors").read_bytes() == before
+
+
+def test_a_folder_that_cannot_be_written(place: Place, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if not shutil.which("mount") or subprocess.run(["mount", "-t", "tmpfs", "none", disk],
+                                                   capture_output=True).returncode:
+        pytest.skip("only root can mount a disk")
+    try:
+        assert train(place, "--epochs", 1, "--out", disk / "run").status == 0
+        before = (disk / "run/adapter.safetensors").read_bytes()
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        for out in (disk / "run", disk / "new"):
+            assert train(place, "--epochs", 2, "--out", out).failed_with(str(disk), "Read-only file system")
+        assert command(sample.main, "--ckpt", disk / "run", "--out", disk / "drawn").failed_with("Read-only")
+        assert (disk / "run/adapter.safetensors").read_bytes() == before
+    finally:
+        subprocess.run(["umount", disk], check=True)
