@@ -13,8 +13,9 @@ from nursery import Nursery, kill_after, nursery
 
 __all__ = ["nursery", "place"]
 AT_RANDOM, AT_FILES = 4, 4  # kills a command
-RUN = ["--resolution", 64, "--epochs", 3, "--batch-size", 2, "--accumulate", 2, "--save-every", 1,
-       "--preview-every", 1, "--preview-steps", 1, "--latent-variants", 2, "--out", "run"]
+RUN = ["--resolution", 64, "--epochs", 4, "--batch-size", 2, "--accumulate", 2, "--save-every", 1,
+       "--preview-every", 2, "--preview-steps", 1, "--latent-variants", 2, "--out", "run",
+       "--max-samples-per-damage-type", 2]
 SCRIPTS = {
     "train_class": [*RUN, "--ema", 0.9, "--class-dropout", 0.2],
     "train_inpaint": [*RUN, "--clip", 0.1],
@@ -45,6 +46,7 @@ def contents(folder: Path) -> dict[str, object]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_killed_and_run_again(script: str, nursery: Nursery, place: Place, whole: Path,
                               tmp_path: Path) -> None:

@@ -136,6 +136,21 @@ def test_dropout_drops_as_often_as_it_says(p: float, dtype: torch.dtype) -> None
     assert not torch.equal(lora.dropout(x, p) != 0, kept)
 
 
+def test_dropout_by_key_is_each_rows_own() -> None:
+    """In any batch, at any place in it; and of a model, other in each layer."""
+    x = torch.ones(3, 50, 7)
+    whole = lora.dropout(x, 0.5, [5, 6, 7])
+    assert torch.equal(whole, torch.cat([lora.dropout(x[:1], 0.5, [key]) for key in (5, 6, 7)]))
+    assert torch.equal(whole[1:], lora.dropout(x[1:], 0.5, [6, 7]))
+    assert len(whole.flatten(1).unique(dim=0)) == 3
+    with pytest.raises(ValueError):
+        lora.dropout(x, 0.5, [5, 6])
+    model = adapted(block(), dropout=0.5)
+    lora.seed_dropout(model, [5, 6])
+    keys = [layer.keys for _, layer in lora.adapters(model)]
+    assert len({key for row in keys for key in row}) == 2 * len(keys)
+
+
 @pytest.mark.parametrize("base_dtype", [torch.bfloat16, torch.float16])
 def test_fp32_adapters_beside_a_half_base_equal_pefts(base_dtype: torch.dtype) -> None:
     base = block(base_dtype)
