@@ -209,7 +209,7 @@ def test_guidance_starts_from_the_null_class(run: Path) -> None:
             flags = ("--guidance", guidance, "--out", f"{name} at {guidance}", "--classes", "good")
             assert draw(file, *flags).status == 0
         one, two = (pixels(f"{name} at {guidance}", "good", 0) for name in ("one", "two"))
-        assert (one == two).all() == same
+        assert (abs(one - two).max() <= 1) == same  # one level of 255: eps - (eps - eps_null) rounds
     assert (pixels("one at 0", "good", 0) != pixels("one at 4", "good", 0)).any()
 
 

@@ -29,7 +29,7 @@ FIRST_SEED = 9_000_000_000  # below HELD_OUT, above what the other two are train
 
 def pictures(seeds: range) -> tuple[Tensor, Tensor]:
     """(B, 3, 128, 128) uint8 and labels (B, 2): the product's and the damage's index."""
-    image, words = draw_images(seeds)
+    image, words, _ = draw_images(seeds)
     labels = [(next(PRODUCTS.index(w) for w in row if w in PRODUCTS),
                next(STATES.index(w) for w in row if w in STATES)) for row in words]
     return ((image + 1) * 127.5).round().byte(), torch.tensor(labels)

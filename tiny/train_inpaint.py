@@ -7,16 +7,12 @@ with "good". The text encoder stays as it is. Writes unet_inpaint/ beside unet/.
 
 from __future__ import annotations
 
-import argparse
-import copy
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from transformers import CLIPTextModel
 
 import errors
 from machine import DTYPES, autocast
@@ -25,23 +21,12 @@ from pictures import tensor_to_image
 from sd.diffusion import Diffusion, ddim
 from sd.inpainting import FOLDER, UNetInPicture, widen
 from sd.vae import VAE
-from sd.weights import load_unet, load_vae
+from sd.weights import load_vae
 from seeds import numpy_rng, torch_rng
-from tiny.common import (
-    HELD_OUT,
-    add_machine_flags,
-    learning_rate,
-    load_state,
-    note,
-    prepare,
-    save_component,
-    save_state,
-    stream,
-    update_average,
-)
-from tiny.muon import Muon
+from tiny.common import HELD_OUT, prepare, save_component
 from tiny.procedural import draw_pair
-from tiny.train_unet import FIRST, POOL, Denoiser, Pool, Words, component_config, min_snr
+from tiny.run import Run, training_flags
+from tiny.train_unet import FIRST, POOL, Denoiser, Pool, Words, component_config, in_cells, min_snr
 
 DAMAGED, WHOLE = 0.5, 0.1  # shares: of damaged pictures that stay so, of holes that are the whole picture
 
@@ -69,25 +54,24 @@ def draw_hole(seed: int, size: int) -> tuple[np.ndarray, tuple[str, ...], np.nda
 
 
 class HolePool(Pool):
-    """A pool that keeps, beside each picture, its hole's cells and the latents of what is around it."""
+    """A pool whose cells are those of holes, and that keeps the latents of what is around them."""
 
     def __init__(self, vae: VAE, words: Words) -> None:
         super().__init__(vae, words)
-        self.cells, self.z_masked = torch.zeros(POOL, 1, 16, 16), torch.zeros(POOL, 4, 16, 16)
+        self.z_masked = torch.zeros(POOL, 4, 16, 16)
 
     @torch.no_grad()
     def add(self, image: Tensor, words: list[tuple[str, ...]], hole: Tensor) -> None:
         where = torch.arange(self.made, self.made + len(image)) % POOL
-        super().add(image, words)
+        super().add(image, words, hole)
         mean, std = self.vae.posterior((image * (1 - hole)).to(next(self.vae.parameters()).device))
         self.z_masked[where] = (mean + std * torch.randn_like(std)).float().cpu()
-        self.cells[where] = latent_mask(hole)
 
     def batch(self, size: int, step: int) -> tuple[Tensor, ...]:
-        """As Pool's, then cells and z_masked."""
+        """As Pool's, then z_masked."""
         # The pictures that Pool draws.
         which = torch.randint(0, min(self.made, POOL), (size,), generator=torch_rng("unet", step))
-        return *super().batch(size, step), self.cells[which], self.z_masked[which]
+        return *super().batch(size, step), self.z_masked[which]
 
 
 def predict(model: Denoiser, z_t: Tensor, t: Tensor, ids: Tensor, cells: Tensor, z_masked: Tensor) -> Tensor:
@@ -95,11 +79,16 @@ def predict(model: Denoiser, z_t: Tensor, t: Tensor, ids: Tensor, cells: Tensor,
     return UNetInPicture(model.unet, cells, z_masked)(z_t, t, model.words(ids))
 
 
+def weighed(error: Tensor, cells: Tensor) -> Tensor:
+    """The losses (B,) of squared errors (B, 4, h, w): half of each is the mean over the hole alone."""
+    return 0.5 * error.mean(dim=(1, 2, 3)) + 0.5 * in_cells(error, cells)
+
+
 def start_from(folder: Path) -> Denoiser:
     """The base's UNet, widened, and its text encoder, frozen."""
     model = Denoiser()
-    model.unet = widen(load_unet(str(folder), device="cpu", dtype=torch.float32)).requires_grad_(True).train()
-    model.words.clip = CLIPTextModel.from_pretrained(folder / "text_encoder", variant="fp16").float()
+    model.read(folder)
+    model.unet = widen(model.unet).requires_grad_(True).train()
     model.words.requires_grad_(False)
     return model
 
@@ -108,11 +97,11 @@ def start_from(folder: Path) -> Denoiser:
 def held_out_loss(model: Denoiser, pool: HolePool) -> float:
     """The loss on held-out pictures at fixed noise and timesteps, in the holes alone."""
     device = next(model.parameters()).device
-    z_0, ids, eps, t, cells, z_masked = (x.to(device) for x in pool.batch(256, -1))
+    z_0, eps, t, ids, cells, z_masked = (x.to(device) for x in pool.batch(256, -1))
     z_t = Diffusion().add_noise(z_0, eps, t)
     parts = zip(*(x.split(64) for x in (z_t, t, ids, cells, z_masked)), strict=True)
-    error = (torch.cat([predict(model, *part) for part in parts]) - eps).square().mean(dim=1, keepdim=True)
-    return ((error * cells).sum() / cells.sum()).item()
+    error = (torch.cat([predict(model, *part) for part in parts]) - eps).square()
+    return in_cells(error, cells).mean().item()
 
 
 @torch.no_grad()
@@ -139,50 +128,33 @@ def draw_sheet(model: Denoiser, vae: VAE, path: Path, guidance: float = 3.0, cou
 
 def main() -> None:
     """The command: train on from where it was, write weights and samples."""
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=6000)
+    parser = training_flags(__doc__, steps=1500, lr=5e-4)
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--fresh", type=int, default=8, help="new pictures a step")
-    parser.add_argument("--lr", type=float, default=5e-4)
-    add_machine_flags(parser)
     args = parser.parse_args()
 
     torch.manual_seed(0)
     vae = load_vae(str(args.out), device=args.device, dtype=torch.float32)
     prepare(vae, args.device, args.precision)
     model = prepare(start_from(args.out), args.device, args.precision)
-    average = copy.deepcopy(model).requires_grad_(False)
-    optimizer = Muon(model)
-    state, diffusion = args.out / "inpaint.state.safetensors", Diffusion()
-    start, began = load_state(state, model, average, optimizer), time.time()
+    run, diffusion = Run(args, FOLDER, model, 0.9995), Diffusion()
 
     pool, test = HolePool(vae, model.words), HolePool(vae, model.words)
     test.add(*draw_holes(range(HELD_OUT + 2000, HELD_OUT + 2256)))
-    first = max(0, start * args.fresh + FIRST - POOL)
-    for seed in tqdm(range(first, start * args.fresh + FIRST, 32), "drawing", disable=None):
+    next_seed = FIRST + run.start * args.fresh
+    for seed in tqdm(range(max(0, next_seed - POOL), next_seed, 32), "drawing", disable=None):
         pool.add(*draw_holes(range(seed, seed + 32)))
-    pictures = stream(FIRST, args.fresh, start, args.steps, draw_holes)
-    for step, drawn in enumerate(tqdm(pictures, initial=start, total=args.steps, disable=None), start):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, args.steps, args.lr)
+    for step, drawn in run.steps(FIRST, draw_holes):
         pool.add(*drawn)
-        z_0, ids, eps, t, *picture = (x.to(args.device) for x in pool.batch(args.batch_size, step))
+        z_0, eps, t, ids, *picture = (x.to(args.device) for x in pool.batch(args.batch_size, step))
         with autocast(torch.device(args.device), DTYPES[args.precision]):
             eps_hat = predict(model, diffusion.add_noise(z_0, eps, t), t, ids, *picture)
-        loss = ((eps_hat.float() - eps).square().mean(dim=(1, 2, 3)) * min_snr(t)).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        update_average(average, model, step, 0.9995)
-        if (step + 1) % 500 == 0 or step + 1 == args.steps:
-            numbers = {"held_out_loss": held_out_loss(average, test), "loss": loss.item()}
-            note(args.out, FOLDER, step + 1, numbers | {"seconds": time.time() - began})
-            save_state(state, step + 1, model, average, optimizer)
-            save_component(args.out / FOLDER, average.unet, component_config(average.unet.config))
-        if (step + 1) % 1000 == 0 or step + 1 == args.steps:
-            draw_sheet(average, vae, args.out / "samples_inpaint.png")
+        loss = (weighed((eps_hat.float() - eps).square(), picture[0]) * min_snr(t)).mean()
+        run.update(step, loss)
+        if run.due(step, 500):
+            run.save(step, {"held_out_loss": held_out_loss(run.average, test), "loss": loss.item()})
+            save_component(args.out / FOLDER, run.average.unet, component_config(run.average.unet.config))
+        if run.due(step, 1000):
+            draw_sheet(run.average, vae, args.out / "samples_inpaint.png")
 
 
 if __name__ == "__main__":

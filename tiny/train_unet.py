@@ -6,9 +6,7 @@ a small CLIP text model that is trained along; a tenth of the pictures lose thei
 
 from __future__ import annotations
 
-import argparse
 import copy
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,27 +18,16 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 import errors
 from machine import DTYPES, autocast
+from masks import latent_mask
 from sd.diffusion import Diffusion, ddim
 from sd.layers import ResnetBlock, SpatialTransformer
 from sd.unet import UNet, UNetConfig
 from sd.vae import VAE
-from sd.weights import load_vae
+from sd.weights import load_unet, load_vae
 from seeds import torch_rng
-from tiny.common import (
-    HELD_OUT,
-    add_machine_flags,
-    draw_images,
-    learning_rate,
-    load_state,
-    note,
-    prepare,
-    save_component,
-    save_state,
-    stream,
-    update_average,
-)
-from tiny.muon import Muon
+from tiny.common import HELD_OUT, draw_images, prepare, save_component
 from tiny.procedural import VOCABULARY
+from tiny.run import Run, training_flags
 from tiny.words import write_tokenizer
 
 CONFIG = UNetConfig(block_out_channels=(96, 128, 80, 48), layers_per_block=1, cross_attention_dim=128,
@@ -90,32 +77,40 @@ class Denoiser(nn.Module):
     def forward(self, z_t: Tensor, t: Tensor, ids: Tensor) -> Tensor:
         return self.unet(z_t, t, self.words(ids))
 
+    def read(self, folder: Path) -> None:
+        """Take the weights of a base: `folder`/unet and `folder`/text_encoder."""
+        self.unet.load_state_dict(load_unet(str(folder), device="cpu", dtype=torch.float32).state_dict())
+        self.words.clip.load_state_dict(
+            CLIPTextModel.from_pretrained(folder / "text_encoder", variant="fp16").float().state_dict())
+
 
 class Pool:
-    """A ring of encoded pictures: posterior mean and deviation, and token ids."""
+    """A ring of encoded pictures: posterior mean and deviation, token ids, the cells that show a damage."""
 
     def __init__(self, vae: VAE, words: Words) -> None:
         self.vae, self.words, self.made = vae, words, 0
         self.mean, self.std = torch.zeros(POOL, 4, 16, 16), torch.zeros(POOL, 4, 16, 16)
         self.ids = torch.ones(POOL, TEXT.max_position_embeddings, dtype=torch.long)
+        self.cells = torch.zeros(POOL, 1, 16, 16)
 
     @torch.no_grad()
-    def add(self, image: Tensor, words: list[tuple[str, ...]]) -> None:
+    def add(self, image: Tensor, words: list[tuple[str, ...]], mask: Tensor) -> None:
         where = torch.arange(self.made, self.made + len(image)) % POOL
         image = image.to(next(self.vae.parameters()).device, memory_format=torch.channels_last)
         mean, std = self.vae.posterior(image)
         self.mean[where], self.std[where] = mean.float().cpu(), std.float().cpu()
-        self.ids[where] = self.words.ids(words)
+        self.ids[where], self.cells[where] = self.words.ids(words), latent_mask(mask)
         self.made += len(image)
 
-    def batch(self, size: int, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """z_0, ids (a tenth of them null), eps and t of a step: a function of the step and the pool."""
+    def batch(self, size: int, step: int) -> tuple[Tensor, ...]:
+        """z_0, eps, t, ids (a tenth of them null) and cells: a function of the step and the pool."""
         rng = torch_rng("unet", step)
         i = torch.randint(0, min(self.made, POOL), (size,), generator=rng)
         z_0 = self.mean[i] + self.std[i] * torch.randn(size, 4, 16, 16, generator=rng)
         drop = torch.rand(size, generator=rng) < 0.1
         ids = torch.where(drop[:, None], self.words.ids([()]), self.ids[i])
-        return z_0, ids, torch.randn(z_0.shape, generator=rng), torch.randint(0, 1000, (size,), generator=rng)
+        eps, t = torch.randn(z_0.shape, generator=rng), torch.randint(0, 1000, (size,), generator=rng)
+        return z_0, eps, t, ids, self.cells[i]
 
 
 def min_snr(t: Tensor, gamma: float = 5.0) -> Tensor:
@@ -124,6 +119,12 @@ def min_snr(t: Tensor, gamma: float = 5.0) -> Tensor:
     abar = Diffusion().abar.to(t.device)[t]
     snr = abar / (1 - abar)
     return snr.clamp(max=gamma) / snr
+
+
+def in_cells(error: Tensor, cells: Tensor) -> Tensor:
+    """(B,) means of `error` (B, 4, h, w) over the `cells` (B, 1, h, w) alone, 0 where there are none."""
+    error, count = error.mean(dim=1, keepdim=True), cells.sum(dim=(1, 2, 3))
+    return (error * cells).sum(dim=(1, 2, 3)) / count.clamp(min=1)
 
 
 def component_config(config: UNetConfig) -> dict[str, Any]:
@@ -141,19 +142,21 @@ def export(model: Denoiser, folder: Path) -> None:
 
 
 @torch.no_grad()
-def held_out_loss(model: Denoiser, pool: Pool) -> float:
-    """The loss on held-out pictures at fixed noise and timesteps."""
-    z_0, ids, eps, t = pool.batch(256, -1)
+def held_out_losses(model: Denoiser, pool: Pool) -> dict[str, float]:
+    """The plain loss on held-out pictures at fixed noise and timesteps: everywhere, and in damages alone."""
+    z_0, eps, t, ids, cells = pool.batch(256, -1)
     z_t = Diffusion().add_noise(z_0, eps, t)
-    parts = [(model(*x) - e).square().mean() for *x, e in zip(*(y.split(64) for y in (z_t, t, ids, eps)),
-                                                              strict=True)]
-    return torch.stack(parts).mean().item()
+    parts = zip(*(x.split(64) for x in (z_t, t, ids)), strict=True)
+    error = (torch.cat([model(*part) for part in parts]) - eps).square()
+    damaged = cells.amax(dim=(1, 2, 3)) > 0
+    return {"held_out_loss": error.mean().item(),
+            "held_out_damage": in_cells(error, cells)[damaged].mean().item()}
 
 
 @torch.no_grad()
 def draw_sheet(model: Denoiser, vae: VAE, path: Path, guidance: float = 3.0, count: int = 32) -> None:
     """Samples for the words of held-out pictures, above the pictures themselves."""
-    image, words = draw_images(range(HELD_OUT + 5000, HELD_OUT + 5000 + count))
+    image, words, _ = draw_images(range(HELD_OUT + 5000, HELD_OUT + 5000 + count))
     context = torch.cat([model.words(model.words.ids(words)), model.words(model.words.ids([()] * count))])
 
     def eps(z_t: Tensor, t: int) -> Tensor:
@@ -170,13 +173,10 @@ def draw_sheet(model: Denoiser, vae: VAE, path: Path, guidance: float = 3.0, cou
 
 def main() -> None:
     """The command: train on from where it was, write weights and samples."""
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=2000)
+    parser = training_flags(__doc__, steps=2000, lr=1.5e-3)
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--fresh", type=int, default=8, help="new pictures a step")
-    parser.add_argument("--lr", type=float, default=1.5e-3)
-    add_machine_flags(parser)
+    parser.add_argument("--start", type=Path, help="begin with the weights of this base")
+    parser.add_argument("--start-step", type=int, default=0, help="the step that those were trained for")
     args = parser.parse_args()
 
     torch.manual_seed(0)
@@ -184,37 +184,27 @@ def main() -> None:
     prepare(vae, args.device, args.precision)
     model = prepare(Denoiser(), args.device, args.precision)
     quiet_start(model.unet)
-    average = copy.deepcopy(model).requires_grad_(False)
-    optimizer = Muon(model)
-    state, diffusion = args.out / "unet.state.safetensors", Diffusion()
-    start, began = load_state(state, model, average, optimizer), time.time()
+    if args.start:
+        model.read(args.start)
+    run, diffusion = Run(args, "unet", model, 0.9995, args.start_step), Diffusion()
 
     pool, test = Pool(vae, model.words), Pool(vae, model.words)
     test.add(*draw_images(range(HELD_OUT + 2000, HELD_OUT + 2256)))
-    first = max(0, start * args.fresh + FIRST - POOL)
-    for seed in tqdm(range(first, start * args.fresh + FIRST, 32), "drawing", disable=None):
+    next_seed = FIRST + run.start * args.fresh
+    for seed in tqdm(range(max(0, next_seed - POOL), next_seed, 32), "drawing", disable=None):
         pool.add(*draw_images(range(seed, seed + 32)))
-    bar = tqdm(stream(FIRST, args.fresh, start, args.steps), initial=start, total=args.steps, disable=None)
-    for step, pictures in enumerate(bar, start):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, args.steps, args.lr)
+    for step, pictures in run.steps(FIRST):
         pool.add(*pictures)
-        z_0, ids, eps, t = (x.to(args.device) for x in pool.batch(args.batch_size, step))
+        z_0, eps, t, ids, _ = (x.to(args.device) for x in pool.batch(args.batch_size, step))
         with autocast(torch.device(args.device), DTYPES[args.precision]):
             eps_hat = model(diffusion.add_noise(z_0, eps, t), t, ids)
         loss = ((eps_hat.float() - eps).square().mean(dim=(1, 2, 3)) * min_snr(t)).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        update_average(average, model, step, 0.9995)
-        if (step + 1) % 500 == 0 or step + 1 == args.steps:
-            numbers = {"held_out_loss": held_out_loss(average, test), "loss": loss.item()}
-            note(args.out, "unet", step + 1, numbers | {"seconds": time.time() - began})
-            save_state(state, step + 1, model, average, optimizer)
-            export(average, args.out)
-        if (step + 1) % 1000 == 0 or step + 1 == args.steps:
-            draw_sheet(average, vae, args.out / "samples.png")
+        run.update(step, loss)
+        if run.due(step, 500):
+            run.save(step, held_out_losses(run.average, test) | {"loss": loss.item()})
+            export(run.average, args.out)
+        if run.due(step, 1000):
+            draw_sheet(run.average, vae, args.out / "samples.png")
 
 
 if __name__ == "__main__":

@@ -7,36 +7,21 @@ alone, such a network learns luminance first and stays grey for long; two things
 
 from __future__ import annotations
 
-import argparse
 import copy
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 import errors
 from machine import DTYPES, autocast
 from sd.layers import Attention, Downsample, ResnetBlock, Upsample
 from sd.vae import VAE, VAEConfig
 from seeds import torch_rng
-from tiny.common import (
-    HELD_OUT,
-    add_machine_flags,
-    draw_images,
-    learning_rate,
-    load_state,
-    note,
-    prepare,
-    save_component,
-    save_state,
-    stream,
-    update_average,
-)
-from tiny.muon import Muon
+from tiny.common import HELD_OUT, draw_images, prepare, save_component
+from tiny.run import Run, training_flags
 
 CONFIG = VAEConfig(block_out_channels=(16, 32, 96, 128), layers_per_block=1, norm_num_groups=8)
 KL_WEIGHT = 1e-5
@@ -114,7 +99,7 @@ def lab(image: Tensor) -> Tensor:
 def held_out(vae: VAE) -> dict[str, float]:
     """The numbers of the README: procedural images and demo bottles that training never saw."""
     from demo import CLASSES, draw_bottle
-    image, _ = draw_images(range(HELD_OUT, HELD_OUT + 64))
+    image, *_ = draw_images(range(HELD_OUT, HELD_OUT + 64))
     bottles = np.stack([draw_bottle(c, HELD_OUT + i, 128)[0] for c in CLASSES for i in range(16)])
     bottles = torch.from_numpy(bottles).permute(0, 3, 1, 2).float() / 127.5 - 1
     (psnr, chroma), (bottle_psnr, bottle_chroma) = evaluate(vae, image), evaluate(vae, bottles)
@@ -127,7 +112,7 @@ def standardised(vae: VAE) -> VAE:
     """The same autoencoder with latent channels of mean 0 and variance 1, by 1 x 1 convolutions alone: left
     as trained, lightness has four times the spread of colour, which diffusion would then settle last."""
     vae = copy.deepcopy(vae)
-    image, _ = draw_images(range(HELD_OUT + 1000, HELD_OUT + 1256))
+    image, *_ = draw_images(range(HELD_OUT + 1000, HELD_OUT + 1256))
     mean = torch.cat([vae.posterior(x)[0] for x in image.split(16)]) / vae.config.scaling_factor
     std, mean = torch.std_mean(mean, dim=(0, 2, 3))
     quant, post = vae.quant_conv, vae.post_quant_conv
@@ -150,31 +135,21 @@ def export(vae: VAE, folder: Path) -> None:
 
 def main() -> None:
     """The command: train on from where it was, write weights and what they reach."""
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1300)
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser = training_flags(__doc__, steps=1300, lr=2e-3)
     parser.add_argument("--decoder-only", action="store_true",
                         help="whole images, encoder frozen: for a UNet that is trained already")
-    add_machine_flags(parser)
     args = parser.parse_args()
 
     torch.manual_seed(0)
     vae = prepare(VAE(CONFIG), args.device, args.precision)
     pass_through(vae)
-    average = copy.deepcopy(vae).requires_grad_(False)
-    optimizer = Muon(vae)
-    state = args.out / "vae.state.safetensors"
-    start, began = load_state(state, vae, average, optimizer), time.time()
+    run = Run(args, "vae", vae)
     if args.decoder_only:
-        vae.load_state_dict(average.state_dict())  # the latents are those of the exported average
+        vae.load_state_dict(run.average.state_dict())  # the latents are those of the exported average
         vae.encoder.requires_grad_(False)
         vae.quant_conv.requires_grad_(False)
 
-    bar = tqdm(stream(0, 8, start, args.steps), initial=start, total=args.steps, disable=None)
-    for step, (image, _) in enumerate(bar, start):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, args.steps, args.lr)
+    for step, (image, *_) in run.steps(0):
         if not args.decoder_only and step < 0.9 * args.steps:  # the last tenth: whole images
             image = crops(image, 64, torch_rng("crop", step))
         noise = torch.randn(len(image), 4, image.shape[2] // 8, image.shape[3] // 8,
@@ -182,16 +157,10 @@ def main() -> None:
         image = image.to(args.device, memory_format=torch.channels_last)
         with autocast(torch.device(args.device), DTYPES[args.precision]):
             loss = loss_fn(vae, image, noise.to(args.device))
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
-        update_average(average, vae, step)
-        if (step + 1) % 250 == 0 or step + 1 == args.steps:
-            seconds = {"loss": loss.item(), "seconds": time.time() - began}
-            note(args.out, "vae", step + 1, held_out(average) | seconds)
-            save_state(state, step + 1, vae, average, optimizer)
-            export(average, args.out / "vae")
+        run.update(step, loss)
+        if run.due(step, 250):
+            run.save(step, held_out(run.average) | {"loss": loss.item()})
+            export(run.average, args.out / "vae")
 
 
 if __name__ == "__main__":
