@@ -213,8 +213,8 @@ def main() -> None:
         if processes.first():
             folder.annotate()
             sheet = contact_sheet(folder, classes, min(config.per_class, SHOWN))
-            save_image(folder.folder / "grid.png", sheet)
-    print(f"{config.out}: {config.per_class} images each of {', '.join(classes)}; see {config.out}/grid.png")
+            save_image(folder.grid, sheet)
+    print(f"{config.out}: {config.per_class} images each of {', '.join(classes)}; see {folder.grid}")
 
 
 if __name__ == "__main__":

@@ -75,17 +75,26 @@ class SampleFolder:
         """The place of the image's mask."""
         return self._place(1, damage) / f"{number:03d}_mask.png"
 
+    @property
+    def grid(self) -> Path:
+        """The contact sheet's place: in MVTec AD's layout beside the folder, all of whose pictures count."""
+        if self.settings["layout"] == "mvtec":
+            return self.folder.resolve().with_name(f"{self.folder.resolve().name}-grid.png")
+        return self.folder / "grid.png"
+
     def _place(self, part: int, damage: str) -> Path:
         *product, damage = damage.split("/")
         return self.folder.joinpath(*product, LAYOUTS[self.settings["layout"]][part], damage)
 
     def missing(self, classes: list[str], per_class: int) -> list[tuple[str, int]]:
         """The (class, number) pairs still to draw. Raises UserError where a foreign file is in the way."""
-        grid = [self.folder / "grid.png"] if not self.journal.exists() else []
         pairs = [(damage, number) for damage in classes for number in range(per_class)]
-        for file in [*grid, *(self.file(*pair) for pair in pairs)]:
-            if file.exists() and self._name(file) not in self.noted:
-                raise UserError(f"{file}: exists and was not drawn by this command; give another --out")
+        files = [self.file(*pair) for pair in pairs]
+        foreign = [file for file in files if file.exists() and self._name(file) not in self.noted]
+        if self.grid.exists() and not self.journal.exists():
+            foreign = [self.grid, *foreign]
+        if foreign:
+            raise UserError(f"{foreign[0]}: exists and was not drawn by this command; give another --out")
         return [pair for pair in pairs if not self.file(*pair).exists()]
 
     def add(self, sample: Sample, damage: str, number: int) -> None:

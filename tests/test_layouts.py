@@ -15,6 +15,7 @@ import sample
 from data import DataConfig, load_dataset
 
 __all__ = ["photos", "place", "run"]
+NO_ANOMALIB = "anomalib is not installed: pip install -r requirements-extras.txt"
 
 
 def masks_in(folder: Path) -> dict[str, np.ndarray]:
@@ -69,9 +70,19 @@ def test_pycocotools_and_torchvision_read_it(run: Path, photos: Path) -> None:
         assert (union == (mask if mask is not None and "good" not in name else 0)).all()
 
 
+def test_mvtecs_layout_holds_no_other_picture(run: Path, photos: Path) -> None:
+    """Its readers take every picture in the folder, so the contact sheet lies beside it."""
+    Path("generated-grid.png").write_text("someone else's")
+    assert paint(run, photos, "--layout", "mvtec").failed_with("generated-grid.png", "another --out")
+    Path("generated-grid.png").unlink()
+    assert paint(run, photos, "--layout", "mvtec").status == 0 and Path("generated-grid.png").is_file()
+    assert {file.relative_to("generated").parts[0] for file in Path("generated").rglob("*.png")} == {
+        "test", "ground_truth"}
+
+
 def test_anomalib_reads_mvtecs_layout(run: Path, photos: Path) -> None:
     """Its MVTec AD dataset counts images and masks, and pairs each with its own."""
-    pytest.importorskip("anomalib")
+    pytest.importorskip("anomalib", reason=NO_ANOMALIB)
     from anomalib.data.datasets.image.mvtecad import make_mvtec_ad_dataset
     assert paint(run, photos, "--layout", "mvtec").status == 0
     samples = make_mvtec_ad_dataset(Path("generated").resolve(), split="test")
@@ -85,7 +96,7 @@ def test_anomalib_reads_mvtecs_layout(run: Path, photos: Path) -> None:
 
 def test_anomalib_trains_on_the_folder(run: Path, photos: Path) -> None:
     """Its Folder datamodule with our own layout: good images, damaged ones, and their masks."""
-    pytest.importorskip("anomalib")
+    pytest.importorskip("anomalib", reason=NO_ANOMALIB)
     from anomalib.data import Folder
     assert paint(run, photos).status == 0
     module = Folder(name="bottle", root="generated", normal_dir="image/good",
