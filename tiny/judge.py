@@ -20,7 +20,7 @@ from config import flag, parse
 from demo import CLASSES, draw_bottle
 from errors import UserError
 from features import read_squares, resize
-from files import read_tensors, save_tensors
+from files import read_own, save_tensors
 from folders import Photo
 from judge import PEAK, classify, confusion, fit
 from metrics import wilson
@@ -83,8 +83,8 @@ def load_or_train(per_class: int, weights: Path | None) -> nn.Module:
         if weights is not None:
             save_tensors(weights, model.state_dict(), "judge", about)
         return model
-    tensors, header = read_tensors(weights)
-    if header.get("judge") != json.dumps(about):
+    tensors, found = read_own(weights, "judge")
+    if found != about:
         raise UserError(f"--weights {weights}: not a judge of --per-class {per_class}; give another file")
     model = classifier()
     model.load_state_dict(tensors)
