@@ -193,8 +193,9 @@ def _loop(config: RunConfig, plan: Plan, steps: range, dataset: DefectDataset,
                     run.save(step + 1)
                     saved, due = step + 1, False
                     if bar.disable and processes.first():  # no terminal: a log file still shows that it lives
-                        print(f"step {saved} of {steps.stop}: loss {loss:.4f}, {run.skipped} steps skipped",
-                              file=sys.stderr, flush=True)
+                        skips = f", {run.skipped} steps skipped" if run.skipped else ""
+                        print(f"step {saved} of {steps.stop}: loss {loss:.4f}{skips}", file=sys.stderr,
+                              flush=True)
                 shows.after(step, interrupted)
             if interrupted and not finished:
                 raise KeyboardInterrupt(f"saved after step {saved}; the same command"
