@@ -14,13 +14,14 @@ T = TypeVar("T")
 
 def flag(default: Any, help: str, *, group: str = "options", choices: tuple[str, ...] | None = None,
          minimum: float | None = None, above: float | None = None, maximum: float | None = None,
-         positional: bool = False) -> Any:
+         positional: bool = False, bare: str | None = None) -> Any:
     """A dataclass field that is also a command-line flag, or a word without one where it is `positional`.
 
-    Bounds are inclusive, but for `above`. A field is called as its flag; from_ is --from, a word of Python's.
+    bare: what the flag means without a value. Bounds are inclusive, but for `above`. A field is called as its
+    flag; from_ is --from, a word of Python's.
     """
     metadata = {"help": help, "group": group, "choices": choices, "minimum": minimum, "above": above,
-                "maximum": maximum, "positional": positional}
+                "maximum": maximum, "positional": positional, "bare": bare}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -57,7 +58,8 @@ def _default_text(value: Any) -> str:
         return "on" if value else "off"
     if isinstance(value, float):
         return f"{value:g}"
-    return (" ".join(value) if isinstance(value, list) else str("" if value is None else value)) or "none"
+    values = value if isinstance(value, list) else ["" if value is None else value]
+    return " ".join(map(str, values)) or "none"
 
 
 def _name(field: dataclasses.Field) -> str:
@@ -93,7 +95,10 @@ def _add(group: Any, field: dataclasses.Field, annotation: Any) -> None:
         options["metavar"] = {int: "N", float: "X", str: "TEXT"}[kind]
     else:
         options["choices"] = field.metadata["choices"]
-    group.add_argument(name, nargs="+" if several else None, **options)
+    bare = field.metadata["bare"]
+    if bare is not None:
+        options["const"] = bare
+    group.add_argument(name, nargs="+" if several else None if bare is None else "?", **options)
 
 
 def parse(cls: type[T], description: str, epilog: str = "", argv: list[str] | None = None,

@@ -15,11 +15,12 @@ import lora
 from adapter import WIDE, Header, find_adapter, load_adapter, read_adapter
 from control import Steered, load_control
 from errors import UserError
-from guidance import Control, guided
+from guidance import EVERYWHERE, Control, guided
 from masks import latent_mask
 from prompts import DamageContext, make_context
 from sd.diffusion import Eps, Noise, ddim, ddpm, dpm_solver, first_abar, solver_timesteps
 from sd.inpainting import UNetInPicture, load_inpainting_unet
+from sd.layers import set_fast
 from sd.unet import UNet
 from sd.vae import VAE
 from sd.weights import fingerprint, load_unet, load_vae
@@ -39,6 +40,7 @@ class Drawing:
     eta: float = 0.0
     guidance: float = 1.0
     strength: float = 1.0  # below 1 the start is a noised picture, and the first steps are left out
+    guidance_interval: Sequence[int] = EVERYWHERE  # first and last timestep at which guidance counts
 
     @property
     def start(self) -> int:
@@ -89,7 +91,7 @@ def draw(unet: UNet | UNetInPicture, vae: VAE, context: DamageContext, wanted: l
         return noise_for(wanted, drawing.seed, *step, size=resolution // 8).to(device)
 
     class_id = torch.tensor([i for _, i, _ in wanted], device=device)
-    eps = guided(unet, context, class_id, drawing.guidance, control)
+    eps = guided(unet, context, class_id, drawing.guidance, control, drawing.guidance_interval)
     z = noised(drawing, z_0, noise("z_T")) if drawing.start else noise("z_T")
     *_, z = run_sampler(drawing, eps, z, lambda i: noise("step", i))
     with torch.autocast(device.type, enabled=False):  # in fp32 and one by one: precise, and little memory
@@ -150,11 +152,12 @@ def _load_base(base: str, kind: str, *, widened: bool) -> UNet:
 
 def load_generator(ckpt: Path, *, base: str | None, strength: float, device: torch.device,
                    dtype: torch.dtype, loras: Sequence[tuple[Path, float]] = (),
-                   control: str | None = None) -> Generator:
+                   control: str | None = None, fast: bool = True) -> Generator:
     """Load a checkpoint and the base that its header names (or `base`), merge its LoRA at `strength`.
 
     loras: LoRA files of others to add, each with its strength, where prompts are used to the encoder as well.
-    control: the checkpoint whose ControlNet steers it, if that is not its own.
+    control: the checkpoint whose ControlNet steers it, if that is not its own. fast: False leaves the LoRA
+    unmerged and all exact shortcuts out, to compare with.
     Raises UserError for a damaged file or a base with other weights than the checkpoint was trained on.
     """
     path = find_adapter(ckpt)
@@ -177,10 +180,15 @@ def load_generator(ckpt: Path, *, base: str | None, strength: float, device: tor
             net = load_control(path, header.control, tensors, unet).to(device, dtype)
         steered = Steered(net, context, header)
     if control:
-        steered = load_generator(Path(control), base=None, strength=1.0, device=device, dtype=dtype).steered
+        steered = load_generator(Path(control), base=None, strength=1.0, device=device, dtype=dtype,
+                                 fast=fast).steered
     lora.set_strength(unet, strength)
-    lora.merge(unet)  # in fp32, then cast once: small updates would vanish in half weights
+    if fast:
+        lora.merge(unet)  # in fp32, then cast once: small updates would vanish in half weights
     for file, scale in loras:
         foreign.add(unet, "unet", file, scale)
     vae = load_vae(base or header.base, device=device, dtype=torch.float32)
-    return Generator(unet.to(device, dtype), vae, context, header, path, steered)
+    unet.to(device, dtype)
+    for net in (unet, steered.net) if steered else (unet,):
+        set_fast(net, fast)
+    return Generator(unet, vae, context, header, path, steered)

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 import foreign
 import lora
 from adapter import Header, trained_tensors
-from machine import DTYPES, choose_checkpointing, choose_device, choose_precision
+from machine import DTYPES, autocast, choose_checkpointing, choose_device, choose_precision
 from prompts import make_context, prompts_for
 from recipe import RunConfig, TrainConfig, out_folder
+from sd.layers import set_fast
 from sd.unet import UNet
 from sd.weights import fingerprint
 from training import make_optimizer
@@ -28,9 +29,11 @@ def settle(config: RunConfig, strategy: str) -> tuple[torch.device, Path]:
     return device, folder
 
 
-def frozen_dtype(config: RunConfig, device: torch.device) -> torch.dtype:
-    """On a GPU the frozen base is kept in half precision; on a CPU autocast wants it in fp32."""
-    return DTYPES[config.precision] if device.type == "cuda" else torch.float32
+def plain_autocast(config: RunConfig, device: torch.device) -> torch.autocast:
+    """With --no-fast mixed precision is torch's. Else there is nothing to cast: the frozen base is in
+    --precision itself, and what is trained beside it, in fp32, computes in the precision of what it gets.
+    """
+    return autocast(device, torch.float32 if config.fast else DTYPES[config.precision])
 
 
 class Learner:
@@ -50,6 +53,7 @@ class Learner:
         weights = lora.inject(unet, config.rank, config.alpha, config.dropout, seed=config.seed)
         if config.init_lora:
             foreign.start_from(unet, Path(config.init_lora))
+        set_fast(unet, config.fast)
         if widened:
             unet.conv_in.weight = nn.Parameter(unet.conv_in.weight.float())
             weights.append(unet.conv_in.weight)
@@ -58,7 +62,7 @@ class Learner:
         self.unet = unet.train()
         unet.checkpointing = choose_checkpointing(
             config.checkpointing, device, config.precision, config.batch_size, config.resolution,
-            unet.config.block_out_channels[0])
+            unet.config.block_out_channels[0], sum(weight.numel() for weight in weights), fast=config.fast)
         self.optimizer = make_optimizer(config, (weights, config.lr),
                                         (list(self.context.parameters()), config.embedding_rate))
 

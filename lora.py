@@ -8,9 +8,12 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 import errors
 import seeds
@@ -19,19 +22,43 @@ from errors import UserError
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 
 
-def dropout(x: Tensor, p: float, keys: Sequence[int] = ()) -> Tensor:
-    """x (B, ...) with each element set to 0 with probability p, to the nearest 1/65536, else over 1 - p.
+def dropout_mask(x: Tensor, p: float, keys: Sequence[int]) -> Tensor:
+    """What dropout multiplies x (B, ...) by: 0 with probability p (to the nearest 1/65536), else 1 / (1 - p).
 
-    keys: seeds, one a row of x, which alone decide what is dropped in it; none: the global generator does.
-    On a CPU F.dropout draws a double for each element; 16 random bits do as well in a third of the time.
+    keys: seeds, one a row of x, which alone decide what is dropped in it, or one for all of x. On a CPU
+    F.dropout draws a double for each element; 16 random bits do as well in a third of the time.
     """
-    parts = x if keys else x[None]
-    bits = torch.empty(len(parts), -(-parts[0].numel() // 4), dtype=torch.int64, device=x.device)
-    drawn_by = [torch.Generator(x.device).manual_seed(key) for key in keys] or [None]
-    for row, generator in zip(bits, drawn_by, strict=True):
-        row.random_(-2**63, None, generator=generator)
-    kept = bits.view(torch.int16)[:, :parts[0].numel()] >= round(p * 2**16) - 2**15
-    return x * kept.view(x.shape).to(x.dtype).mul_(1 / (1 - p))
+    if len(keys) not in (1, len(x)):
+        raise ValueError(f"{len(keys)} keys for {len(x)} rows")
+    size = x.numel() // len(keys)
+    bits = torch.empty(len(keys), -(-size // 4), dtype=torch.int64, device=x.device)
+    for row, key in zip(bits, keys, strict=True):
+        row.random_(-2**63, None, generator=torch.Generator(x.device).manual_seed(key))
+    kept = bits.view(torch.int16)[:, :size] >= round(p * 2**16) - 2**15
+    return kept.view(x.shape).to(x.dtype).mul_(1 / (1 - p))
+
+
+class _DroppedOut(torch.autograd.Function):
+    """A dropout(x), of which x alone is kept, as the layers beside keep it too. The mask is drawn again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, A: Tensor, p: float, keys: Sequence[int]) -> Tensor:
+        ctx.save_for_backward(x, A)
+        ctx.p, ctx.keys = p, keys
+        return F.linear(x * dropout_mask(x, p, keys), A.to(x.dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, A = ctx.saved_tensors
+        mask, flat = dropout_mask(x, ctx.p, ctx.keys), gradient.reshape(-1, gradient.shape[-1])
+        for_A = flat.T @ (x * mask).reshape(-1, x.shape[-1]).to(gradient.dtype)
+        return (gradient @ A.to(gradient.dtype)).mul_(mask), for_A.to(A.dtype), None, None
+
+
+def new_key() -> int:
+    """From torch's generator on the CPU, which checkpointing sets back before it computes a layer again."""
+    return int(torch.randint(2**62, ()))
 
 
 class LoRALinear(nn.Linear):
@@ -41,13 +68,15 @@ class LoRALinear(nn.Linear):
     The adapter adds `lora_A.weight` and `lora_B.weight`, in fp32 whatever W is. `strength` is for sampling.
     """
 
+    fast = True  # as in sd/layers.py
+
     def __init__(self, base: nn.Linear, rank: int, alpha: float, dropout: float,
                  rng: torch.Generator) -> None:
         # Layers made on the meta device allocate and draw nothing; the real tensors then take their places.
         super().__init__(base.in_features, base.out_features, base.bias is not None, device="meta")
         self.weight, self.bias = base.weight, base.bias
         self.rank, self.alpha, self.dropout, self.strength = rank, alpha, dropout, 1.0
-        self.keys: list[int] = []  # of the batch's dropout
+        self.keys: list[int] = []  # of the batch's dropout, one an image; none: torch's generator decides
         A = torch.empty(rank, base.in_features, dtype=torch.float32, device="cpu")
         nn.init.kaiming_uniform_(A, a=math.sqrt(5), generator=rng)
         B = torch.zeros(base.out_features, rank, dtype=torch.float32, device="cpu")  # zero: delta starts at 0
@@ -63,17 +92,18 @@ class LoRALinear(nn.Linear):
         return self.strength * self.alpha / self.rank
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in) -> (..., out) in the base's output dtype."""
+        """(..., in) -> (..., out), all in the precision of x; W is not kept in a higher one."""
         y = super().forward(x)
         if self.strength == 0:
             return y
-        # Without autocast, fp32 adapters need fp32 input; under it, casting up would only be undone.
-        if x.dtype != self.lora_A.weight.dtype and not torch.is_autocast_enabled(x.device.type):
-            x = x.to(self.lora_A.weight.dtype)
-        if self.training and self.dropout:
-            x = dropout(x, self.dropout, self.keys)
-        delta = self.lora_B(self.lora_A(x))
-        return torch.add(y, delta, alpha=self.scale).to(y.dtype)
+        A, B = self.lora_A.weight, self.lora_B.weight
+        if not self.training or not self.dropout:
+            h = F.linear(x, A.to(x.dtype))
+        else:
+            keys = self.keys or [new_key()]
+            h = (_DroppedOut.apply(x, A, self.dropout, keys) if self.fast else
+                 F.linear(x * dropout_mask(x, self.dropout, keys), A.to(x.dtype)))
+        return torch.add(y, F.linear(h, B.to(h.dtype)), alpha=self.scale)
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import torch
@@ -11,6 +12,9 @@ from errors import UserError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISIONS = ("auto", *DTYPES)
+# What a LoRA step of one 512 px image needs beside SD 1.5's weights in half precision, by --fast, in GiB: as
+# counted from shapes (footprint.py, test_memory.py), and a third for workspaces and the allocator's gaps.
+STEP_GIB = {True: 0.47 * 4 / 3, False: 0.99 * 4 / 3}
 
 
 def choose_device(name: str) -> torch.device:
@@ -49,21 +53,31 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
 
 
 def choose_checkpointing(name: str, device: torch.device, precision: str, batch_size: int, resolution: int,
-                         width: int) -> bool:
-    """--checkpointing: auto recomputes activations where they would take more than half of the free memory.
+                         width: int, trained: int, *, fast: bool) -> bool:
+    """--checkpointing: auto recomputes whole blocks where a step would not fit into the free memory.
 
-    width: the UNet's block_out_channels[0]. The estimate scales 1.34 GiB, what autocast training keeps of one
-    512 px image at SD 1.5's width in half precision (counted from saved tensors, not measured on a card), by
-    pixels and width; twice that in fp32.
+    width: the UNet's block_out_channels[0], with which, and with the pixels, a step's activations grow.
+    trained: the number of trained parameters, whose gradients and AdamW's two moments are fp32.
     """
     if name != "auto":
         return name == "full"
-    needed = 1.34 * 2**30 * (2 if precision == "fp32" else 1) * batch_size
+    needed = STEP_GIB[fast] * 2**30 * (2 if precision == "fp32" else 1) * batch_size
     needed *= (resolution / 512) ** 2 * width / 320
-    return needed > _free_memory(device) / 2
+    return needed + 12 * trained > free_memory(device)
 
 
-def _free_memory(device: torch.device) -> float:
+def peak_memory(device: torch.device) -> int:
+    """Most bytes so far: torch's on a GPU, else the whole process's; 0 where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # on Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def free_memory(device: torch.device) -> float:
     """Bytes; infinite where the system does not say."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]

@@ -124,4 +124,5 @@ def sum_gradients(weights: list[nn.Parameter]) -> None:
     _exchange(dist.all_reduce, flat)
     for owners, weight, total in zip(flat[:len(weights)].tolist(), weights,
                                      flat[len(weights):].split([w.numel() for w in weights]), strict=True):
-        weight.grad = total.view_as(weight) if owners else None
+        # Lying as its weight does, as in a single process: fused AdamW rounds otherwise where it does not.
+        weight.grad = torch.empty_like(weight).copy_(total.view_as(weight)) if owners else None

@@ -54,6 +54,9 @@ class RunConfig(DataConfig, NetworkConfig):
                           group="machine", choices=("auto", "fp32", "bf16", "fp16"))
     checkpointing: str = flag("auto", "recompute activations: less memory, a third more work; auto decides "
                               "by the free memory", group="machine", choices=("auto", "none", "full"))
+    fast: bool = flag(True, "exact shortcuts: what need not be computed or kept is not; without them every "
+                            "layer is computed as it is written, under autocast: to compare with",
+                      group="machine")
     latent_variants: int = flag(25, "encode so many augmented variants of each image once, epoch e taking "
                                     "variant e mod N, and keep them in latents/ beside the run; 0: encode at "
                                     "every step, never repeating one", group="machine", minimum=0,
@@ -84,6 +87,8 @@ class TrainConfig(RunConfig):
 
     lr: float = flag(1e-4, "learning rate of AdamW; 0 leaves the LoRA without effect, for --embedding-lr "
                            "alone", group="training", minimum=0)
+    plan: str | None = flag(None, "only say what memory and time this takes, here or on a named GPU (--plan "
+                                  "T4); nothing is loaded or trained", group="machine", bare="here")
     rank: int = flag(16, "LoRA rank", group="adapter", minimum=1, maximum=1280)
     alpha: float = flag(32.0, "LoRA alpha; the update is scaled by alpha / rank", group="adapter", above=0)
     dropout: float = flag(0.1, "share of the LoRA's input that is dropped", group="adapter", minimum=0,

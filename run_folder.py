@@ -37,7 +37,7 @@ from pictures import curves
 MAY_CHANGE = {"data", "base", "class_ckpt", "out", "epochs", "max_steps", "preview_every", "save_every",
               "preview_steps", "preview_guidance", "checkpointing", "device", "workers", "restart",
               "validate", "best", "features", "features_weights", "judge", "judge_weights",
-              "tensorboard"}
+              "tensorboard", "plan"}
 
 
 class RunFolder:
@@ -119,8 +119,12 @@ class RunFolder:
         except (RuntimeError, KeyError) as error:
             raise UserError(f"{self.state}: does not fit ({error}); --restart starts anew") from error
         moments: dict[int, dict[str, Tensor]] = {}
+        weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
         for name, tensor in saved.items():
             _, index, key = name.split(".")
+            weight = weights[int(index)]
+            if tensor.shape == weight.shape:  # lying as its weight does, or fused AdamW rounds otherwise
+                tensor = torch.empty_like(weight, requires_grad=False).copy_(tensor)
             moments.setdefault(int(index), {})[key] = tensor
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})

@@ -19,7 +19,7 @@ from config import flag, parse
 from errors import UserError
 from files import save_image, sha256
 from formats import find_lora
-from generation import SAMPLERS, Drawing, Generator, load_generator
+from generation import EVERYWHERE, SAMPLERS, Drawing, Generator, load_generator
 from machine import DTYPES, PRECISIONS, choose_device, choose_precision
 from painting import Painting, Seams, open_painting
 from pictures import grid, outline, tensor_to_image
@@ -61,6 +61,9 @@ class Config:
                       maximum=1)
     guidance: float = flag(1.0, "classifier-free guidance scale; not 1 needs a checkpoint trained with "
                            "--class-dropout", group="how", minimum=0)
+    guidance_interval: list[int] = flag(
+        list(EVERYWHERE), "first and last timestep (999 is pure noise) at which guidance counts; a step "
+        "outside costs half, and the images are others", group="how", minimum=0, maximum=999)
     lora_scale: float = flag(1.0, "strength of the LoRA: 0 is the base alone", group="how", minimum=0)
     lora: list[str] = flag([], "LoRA files of others to add, each as FILE or FILE=STRENGTH; layouts of "
                            "diffusers, peft and kohya", group="how")
@@ -89,6 +92,8 @@ class Config:
     precision: str = flag("auto", "auto: bf16 on GPUs that have it, fp16 on older ones, fp32 on a CPU",
                           group="machine", choices=PRECISIONS)
     device: str = flag("auto", "auto, cpu, cuda, cuda:1, ..", group="machine")
+    fast: bool = flag(True, "exact shortcuts; without them every layer is computed as it is written: to "
+                            "compare with", group="machine")
 
 
 def check(config: Config, header: Header) -> None:
@@ -100,6 +105,9 @@ def check(config: Config, header: Header) -> None:
         raise UserError(f"--guidance {config.guidance:g}: this checkpoint was trained without "
                         "--class-dropout, so it has no null class to guide from; use 1, or train with "
                         "--class-dropout 0.1")
+    if len(config.guidance_interval) != 2 or config.guidance_interval[0] > config.guidance_interval[1]:
+        raise UserError(f"--guidance-interval {' '.join(map(str, config.guidance_interval))}: give the first "
+                        "and the last timestep, such as 200 800")
     if config.eta and config.sampler != "ddim":
         raise UserError(f"--eta {config.eta:g}: only --sampler ddim has it")
     if config.steps == 1000 and config.sampler == "dpm++linspace":
@@ -192,7 +200,8 @@ def main() -> None:
     check(config, header)
     classes = list(dict.fromkeys(config.classes)) or header.classes
     loras = stacked(config.lora)
-    drawing = Drawing(config.seed, config.steps, config.sampler, config.eta, config.guidance, config.strength)
+    drawing = Drawing(config.seed, config.steps, config.sampler, config.eta, config.guidance, config.strength,
+                      config.guidance_interval)
     source = open_source(config, header, classes)
     folder = SampleFolder(Path(config.out), header.classes, {
         **vars(drawing), "lora_scale": config.lora_scale, "precision": precision, "checkpoint": sha256(path),
@@ -207,7 +216,8 @@ def main() -> None:
             print(f"{config.out}: {len(wanted)} images to draw, {there} there already", file=sys.stderr)
         if wanted:
             generator = load_generator(path, base=config.base, strength=config.lora_scale, device=device,
-                                       dtype=DTYPES[precision], loras=loras, control=config.control)
+                                       dtype=DTYPES[precision], loras=loras, control=config.control,
+                                       fast=config.fast)
             batches = cut(classes, config.per_class, config.batch_size, wanted)
             draw_all(batches, lambda batch: source.draw(generator, batch, drawing), folder, set(wanted))
         if processes.first():

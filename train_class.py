@@ -15,9 +15,10 @@ from data import load_dataset
 from draws import Draws
 from generation import Drawing, draw
 from latents import posterior, with_latents
-from learner import Learner, frozen_dtype, settle
-from machine import DTYPES, autocast
+from learner import Learner, plain_autocast, settle
+from machine import DTYPES
 from pictures import grid, tensor_to_image
+from plan import print_plan
 from processes import together
 from prompts import DamageContext
 from recipe import TrainConfig
@@ -57,7 +58,7 @@ def diffusion_loss(config: Config, unet: UNet, context: DamageContext, batch: Ba
     draws.dropout(unet)
     z_0 = draws.latents(batch["mean"], batch["std"])
     eps, t, class_id = draws.noise(), draws.timesteps(), draws.class_ids()
-    with autocast(device, DTYPES[config.precision]):
+    with plain_autocast(config, device):
         eps_hat = unet(DIFFUSION.add_noise(z_0, eps, t), t, context(class_id))
     return (eps_hat.float() - eps).square().mean(dim=(1, 2, 3))
 
@@ -69,7 +70,7 @@ def preview(config: Config, unet: UNet, vae: VAE, context: DamageContext, classe
     unet.eval()
     vae.to(context.null.device)
     for class_id, name in enumerate(classes):
-        with autocast(context.null.device, DTYPES[config.precision]):
+        with plain_autocast(config, context.null.device):
             drawn.append(draw(unet, vae, context, [(name, class_id, i) for i in range(PREVIEWS)], drawing,
                               config.resolution))
     unet.train()
@@ -83,11 +84,13 @@ def preview(config: Config, unet: UNet, vae: VAE, context: DamageContext, classe
 def main() -> None:
     """The command: data, models, then the training loop."""
     config = parse(Config, __doc__, EXAMPLE)
+    if config.plan:
+        return print_plan(config)
     device, folder = settle(config, "class")
     dataset = load_dataset(config)
     print(dataset.summary())
 
-    unet = load_unet(config.base, device=device, dtype=frozen_dtype(config, device))
+    unet = load_unet(config.base, device=device, dtype=DTYPES[config.precision])
     vae = load_vae(config.base, device=device, dtype=torch.float32)
     learner = Learner(config, "class", dataset.classes, unet)
     examples, loss_fn = with_latents(config, "class", dataset, vae, partial(encode, config, vae),

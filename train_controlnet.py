@@ -22,7 +22,7 @@ from files import sha256
 from generation import Drawing, Generator, draw, load_generator
 from guidance import Control
 from latents import posterior, with_latents
-from learner import frozen_dtype, settle
+from learner import plain_autocast, settle
 from machine import DTYPES, autocast, choose_checkpointing
 from pictures import grid, outline, tensor_to_image
 from processes import together
@@ -30,6 +30,7 @@ from prompts import DamageContext
 from recipe import RunConfig
 from sd.controlnet import ControlNet
 from sd.diffusion import Diffusion
+from sd.layers import set_fast
 from sd.unet import UNet
 from sd.vae import VAE
 from sd.weights import fingerprint
@@ -130,9 +131,11 @@ def diffusion_loss(config: Config, unet: UNet, control: ControlNet, context: Dam
     eps, t, class_id = draws.noise(), draws.timesteps(), draws.class_ids()
     mask = batch["mask"] * ~draws.chosen(config.mask_dropout)[:, None, None, None]
     condition = to_condition(mask.to(device), control.config.conditioning_channels)
-    with autocast(device, DTYPES[config.precision]):
-        z_t, tokens = DIFFUSION.add_noise(z_0, eps, t), context(class_id)
-        eps_hat = unet(z_t, t, tokens, control(z_t, t, tokens, condition))
+    z_t, tokens = DIFFUSION.add_noise(z_0, eps, t), context(class_id)
+    with autocast(device, DTYPES[config.precision]):  # its weights are trained, so they are fp32
+        residuals = control(z_t, t, tokens, condition)
+    with plain_autocast(config, device):
+        eps_hat = unet(z_t, t, tokens, residuals)
     return (eps_hat.float() - eps).square().mean(dim=(1, 2, 3))
 
 
@@ -171,7 +174,7 @@ def main() -> None:
     dataset = load_photos(config, path, header)
 
     frozen = load_generator(path, base=config.base, strength=1.0, device=device,
-                            dtype=frozen_dtype(config, device))
+                            dtype=DTYPES[config.precision])
     about = ControlHeader(
         class_ckpt=sha256(path), init=config.init, fingerprint="", rank=config.control_rank,
         channels=len(dataset.classes) if config.class_channels else 3,
@@ -181,13 +184,16 @@ def main() -> None:
         about = dataclasses.replace(about, fingerprint=fingerprint(control))
     header = dataclasses.replace(header, kind="control", base=config.base, control=about, step=0,
                                  class_dropout=config.class_dropout, config=dataclasses.asdict(config))
+    for net in (control, frozen.unet):
+        set_fast(net, config.fast)
+    trained = trained_control(control)
+    parameters = sum(tensor.numel() for tensor in trained.values())
+    print(f"{parameters:,} parameters to train")
     control.checkpointing = frozen.unet.checkpointing = choose_checkpointing(
         config.checkpointing, device, config.precision, config.batch_size, config.resolution,
-        control.config.block_out_channels[0])
+        control.config.block_out_channels[0], parameters, fast=False)  # half of it is under autocast
     control.train()
 
-    trained = trained_control(control)
-    print(f"{sum(tensor.numel() for tensor in trained.values()):,} parameters to train")
     optimizer = make_optimizer(config, ([w for w in control.parameters() if w.requires_grad], config.lr))
     photos, loss_fn = with_latents(config, f"control{dataset.channels}", dataset, frozen.vae,
                                    partial(encode, config, frozen.vae),

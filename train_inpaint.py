@@ -17,15 +17,16 @@ from folders import is_good
 from generation import Drawing, paint
 from holes import HoleDataset, load_holes
 from latents import posterior, with_latents
-from learner import Learner, frozen_dtype, settle
-from machine import DTYPES, autocast
+from learner import Learner, plain_autocast, settle
+from machine import DTYPES
 from masks import latent_mask
 from pictures import grid, outline, tensor_to_image
+from plan import print_plan
 from processes import together
 from prompts import DamageContext
 from recipe import TrainConfig
 from sd.diffusion import Diffusion
-from sd.inpainting import UNetInPicture, load_inpainting_unet
+from sd.inpainting import CHANNELS, UNetInPicture, load_inpainting_unet
 from sd.unet import UNet
 from sd.vae import VAE
 from sd.weights import load_vae
@@ -81,7 +82,7 @@ def diffusion_loss(config: Config, unet: UNet, context: DamageContext, batch: Ba
     z_0 = draws.latents(batch["mean"], batch["std"])
     z_masked, cells = draws.latents(batch["masked_mean"], batch["masked_std"]), batch["cells"].to(device)
     eps, t, class_id = draws.noise(), draws.timesteps(), draws.class_ids()
-    with autocast(device, DTYPES[config.precision]):
+    with plain_autocast(config, device):
         in_picture = UNetInPicture(unet, cells, z_masked)
         eps_hat = in_picture(DIFFUSION.add_noise(z_0, eps, t), t, context(class_id))
     error = (eps_hat.float() - eps).square().mean(dim=1, keepdim=True)
@@ -104,7 +105,7 @@ def preview(config: Config, unet: UNet, vae: VAE, context: DamageContext,
         photos = good or own
         hole = torch.stack([dataset.example(i, 0)["hole"] for i in own[:PREVIEWS]])
         image = torch.stack([dataset.example(photos[k % len(photos)], 0)["image"] for k in range(len(hole))])
-        with autocast(device, DTYPES[config.precision]):
+        with plain_autocast(config, device):
             painted = paint(unet, vae, context, [(name, class_id, k) for k in range(len(hole))], image, hole,
                             drawing)
         rows.append([cell for before, where, after in zip(image, hole, painted, strict=True) for cell in
@@ -121,11 +122,13 @@ def preview(config: Config, unet: UNet, vae: VAE, context: DamageContext,
 def main() -> None:
     """The command: data and masks, models, then the training loop."""
     config = parse(Config, __doc__, EXAMPLE)
+    if config.plan:
+        return print_plan(config, CHANNELS, encodings=2)
     device, folder = settle(config, "inpaint")
     dataset = load_holes(config)
     print(dataset.summary())
 
-    unet, widened = load_inpainting_unet(config.base, device=device, dtype=frozen_dtype(config, device))
+    unet, widened = load_inpainting_unet(config.base, device=device, dtype=DTYPES[config.precision])
     vae = load_vae(config.base, device=device, dtype=torch.float32)
     learner = Learner(config, "inpaint", dataset.classes, unet, widened=widened)
     examples, loss_fn = with_latents(config, "inpaint", dataset, vae, partial(encode, config, vae),

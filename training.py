@@ -11,6 +11,7 @@ import contextlib
 import math
 import os
 import signal
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ from adapter import Header
 from batches import Batch, Plan, load_steps
 from data import DefectDataset
 from errors import UserError
+from machine import peak_memory
 from recipe import RunConfig, rate_factor
 from run_folder import RunFolder
 
@@ -70,7 +72,8 @@ class Interrupts:
 def make_optimizer(config: RunConfig, *groups: tuple[list[nn.Parameter], float]) -> torch.optim.AdamW:
     """AdamW (arXiv 1711.05101) over groups of parameters, each with its learning rate before any decay."""
     named = [{"params": parameters, "initial_lr": rate} for parameters, rate in groups]
-    return torch.optim.AdamW(named, lr=config.lr, betas=(0.9, 0.999), weight_decay=config.weight_decay)
+    return torch.optim.AdamW(named, lr=config.lr, betas=(0.9, 0.999), weight_decay=config.weight_decay,
+                             fused=True)
 
 
 class Shows:
@@ -108,9 +111,43 @@ class Shows:
         run.save_preview(epoch + 1, shown.picture)  # last: where it is, the rest was done
 
 
+class MicroBatch:
+    """How many images go through the model at once: half as many each time that they do not fit."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def run(self, work: Callable[[int], float], undo: Callable[[], None]) -> float:
+        """work(size), after `undo` again with half of it where memory runs out."""
+        while True:
+            try:
+                return work(self.size)
+            except torch.OutOfMemoryError:
+                if self.size == 1:
+                    raise
+            undo()  # out here, where the error no longer holds on to what was computed
+            torch.cuda.empty_cache()
+            self.size = -(-self.size // 2)
+            print(f"out of memory: from here on {self.size} at once, still as many images a step "
+                  "(--checkpointing full would keep more together)", file=sys.stderr)
+
+
+def backward(loss_fn: Callable[[Batch], Tensor], batches: list[Batch], images: int,
+             scaler: torch.amp.GradScaler, size: int) -> float:
+    """Add the gradient of the sum of all losses over `images`, `size` at once. Returns that sum."""
+    share = 0.0
+    for batch in batches:
+        for start in range(0, len(batch["item"]), size):
+            part = {name: values[start:start + size] for name, values in batch.items()}
+            loss = loss_fn(part).sum() / images
+            scaler.scale(loss).backward()
+            share += loss.item()
+    return share
+
+
 def optimizer_step(loss_fn: Callable[[Batch], Tensor], batches: list[Batch], images: int,
-                   optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
-                   clip: float) -> tuple[float, float]:
+                   optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, clip: float,
+                   micro_batch: MicroBatch) -> tuple[float, float]:
     """One step down the mean loss over `images` images, of which `batches` are this process's share.
 
     Returns that loss and its gradient's norm before clipping, over all processes. Where they are not finite
@@ -118,11 +155,8 @@ def optimizer_step(loss_fn: Callable[[Batch], Tensor], batches: list[Batch], ima
     """
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     scaler.scale(torch.zeros((), device=weights[0].device))  # makes the scale, for a share may be empty
-    share = 0.0
-    for batch in batches:
-        loss = loss_fn(batch).sum() / images
-        scaler.scale(loss).backward()
-        share += loss.item()
+    share = micro_batch.run(lambda size: backward(loss_fn, batches, images, scaler, size),
+                            optimizer.zero_grad)
     processes.sum_gradients(weights)
     mean_loss, = processes.add_up(share)
     scaler.unscale_(optimizer)
@@ -164,6 +198,7 @@ def _loop(config: RunConfig, plan: Plan, steps: range, dataset: DefectDataset,
           loss_fn: Callable[[Batch], Tensor], run: RunFolder, shows: Shows, interrupts: Interrupts) -> None:
     """Each step: its learning rate, its update, what the first process leaves of it."""
     in_a_row, saved, due = 0, steps.start, False
+    micro_batch, seconds = MicroBatch(config.batch_size), []
     with tqdm(initial=steps.start, total=steps.stop, unit="step",
               disable=None if processes.first() else True) as bar:
         for step, batches in zip(steps, load_steps(dataset, plan, steps, config.workers), strict=True):
@@ -172,14 +207,15 @@ def _loop(config: RunConfig, plan: Plan, steps: range, dataset: DefectDataset,
             for group in run.optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * factor
             loss, norm = optimizer_step(loss_fn, batches, len(plan.keys(step)), run.optimizer, run.scaler,
-                                        config.clip)
+                                        config.clip, micro_batch)
+            seconds.append(time.perf_counter() - began)
             if config.ema:  # the decay rises from 0.1, so that the start is soon forgotten
                 update_average(run.average, run.tensors, min(config.ema, (step + 1) / (step + 10)))
             skipped = not (math.isfinite(loss) and math.isfinite(norm))
             in_a_row, run.skipped = (in_a_row + 1) * skipped, run.skipped + skipped
             run.log({"step": step + 1, "epoch": epoch, "loss": finite(loss), "lr": config.lr * factor,
                      "grad_norm": finite(norm), "skipped": run.skipped,
-                     "seconds": round(time.perf_counter() - began, 4)})
+                     "seconds": round(seconds[-1], 4)})
             bar.set_postfix(epoch=epoch + 1, loss=f"{loss:.4f}", skipped=run.skipped, refresh=False)
             bar.update()
 
@@ -200,6 +236,11 @@ def _loop(config: RunConfig, plan: Plan, steps: range, dataset: DefectDataset,
             if interrupted and not finished:
                 raise KeyboardInterrupt(f"saved after step {saved}; the same command"
                                         f"{' without --restart' * config.restart} goes on")
+    if seconds and processes.first():
+        peak = peak_memory(run.optimizer.param_groups[0]["params"][0].device)
+        print(f"{len(seconds)} steps of {config.batch_size * config.accumulate} images, "
+              f"{statistics.median(seconds):.3g} s each (median); peak memory {peak / 2**30:.2f} GiB",
+              file=sys.stderr)
 
 
 def finite(value: float) -> float | None:

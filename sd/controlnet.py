@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sd.layers import Context, repeated
+from sd.layers import Context, Conv2d, repeated
 from sd.unet import UNet, UNetConfig, UNetEncoder
 
 
@@ -32,12 +32,12 @@ class ConditionEncoder(nn.Module):
     def __init__(self, config: ControlNetConfig) -> None:
         super().__init__()
         widths = config.conditioning_embedding_out_channels
-        self.conv_in = nn.Conv2d(config.conditioning_channels, widths[0], 3, padding=1)
+        self.conv_in = Conv2d(config.conditioning_channels, widths[0], 3, padding=1)
         self.blocks = nn.ModuleList()
         for c_in, c_out in zip(widths[:-1], widths[1:], strict=True):
-            self.blocks += [nn.Conv2d(c_in, c_in, 3, padding=1),
-                            nn.Conv2d(c_in, c_out, 3, padding=1, stride=2)]
-        self.conv_out = nn.Conv2d(widths[-1], config.block_out_channels[0], 3, padding=1)
+            self.blocks += [Conv2d(c_in, c_in, 3, padding=1),
+                            Conv2d(c_in, c_out, 3, padding=1, stride=2)]
+        self.conv_out = Conv2d(widths[-1], config.block_out_channels[0], 3, padding=1)
 
     def forward(self, condition: Tensor) -> Tensor:
         """condition (B, conditioning_channels, 8H, 8W) -> (B, block_out_channels[0], H, W)."""
@@ -54,9 +54,9 @@ class ControlNet(UNetEncoder):
         config = config or ControlNetConfig()
         super().__init__(config)
         self.controlnet_cond_embedding = ConditionEncoder(config)
-        self.controlnet_down_blocks = nn.ModuleList(nn.Conv2d(c, c, 1) for c in config.skip_channels)
+        self.controlnet_down_blocks = nn.ModuleList(Conv2d(c, c, 1) for c in config.skip_channels)
         dim = config.block_out_channels[-1]
-        self.controlnet_mid_block = nn.Conv2d(dim, dim, 1)
+        self.controlnet_mid_block = Conv2d(dim, dim, 1)
 
     def forward(self, z_t: Tensor, t: Tensor, context: Context,
                 condition: Tensor) -> tuple[list[Tensor], Tensor]:

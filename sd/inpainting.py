@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from sd.layers import Context, repeated
+from sd.layers import Context, Conv2d, repeated
 from sd.unet import UNet
 from sd.weights import DEFAULT_BASE, INPAINTING_BASE, TINY, WrongChannels, load_unet
 
@@ -25,7 +25,8 @@ class UNetInPicture:
     """
 
     def __init__(self, unet: UNet, cells: Tensor, z_masked: Tensor) -> None:
-        self.unet, self.conv_in, self.picture = unet, unet.conv_in, torch.cat([cells, z_masked], dim=1)
+        self.unet, self.dtype, self.fast = unet, unet.dtype, unet.fast
+        self.picture = torch.cat([cells, z_masked], dim=1)
 
     def __call__(self, z_t: Tensor, t: Tensor, context: Context,
                  control: tuple[list[Tensor], Tensor] | None = None) -> Tensor:
@@ -37,7 +38,7 @@ class UNetInPicture:
 def widen(unet: UNet) -> UNet:
     """`unet`, in place, with five more input channels whose weights are zero: it computes what it did."""
     narrow = unet.conv_in
-    wide = nn.Conv2d(CHANNELS, narrow.out_channels, 3, padding=1, device="meta")
+    wide = Conv2d(CHANNELS, narrow.out_channels, 3, padding=1, device="meta")
     weight = narrow.weight.new_zeros(narrow.out_channels, CHANNELS, 3, 3)
     weight[:, :narrow.in_channels] = narrow.weight.detach()
     wide.weight, wide.bias = nn.Parameter(weight, requires_grad=narrow.weight.requires_grad), narrow.bias

@@ -10,6 +10,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sd.lean import frozen_conv2d, recomputed
+
+# Layers with an attribute `fast` compute by exact shortcuts while it is true; set_fast(model, False) makes
+# them compute everything as it is written in the papers, which is there to compare with.
+
+
+def set_fast(model: nn.Module, fast: bool) -> None:
+    """Let all layers of `model` use their exact shortcuts, or none; weights lie channels last for these."""
+    for module in model.modules():
+        module.fast = fast
+    for weight in model.parameters():
+        if weight.ndim == 4:
+            layout = torch.channels_last if fast else torch.contiguous_format
+            weight.data = weight.data.contiguous(memory_format=layout)
+
 
 def timestep_embedding(t: Tensor, dim: int) -> Tensor:
     """Sinusoids of the integer timesteps t (B,) -> (B, dim) fp32, cosines first (as SD 1.5 was trained).
@@ -34,26 +49,54 @@ class TimestepEmbedding(nn.Module):
         return self.linear_2(F.silu(self.linear_1(x)))
 
 
+class Conv2d(nn.Conv2d):
+    """A convolution that keeps its input only where its weights learn. These may be fp32 beside a half x."""
+
+    fast = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, c_in, H, W) -> (B, c_out, H', W')."""
+        if self.fast and not self.weight.requires_grad:
+            return frozen_conv2d(x, self.weight, self.bias, self.stride, self.padding)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.conv2d(x, self.weight.to(x.dtype), bias, self.stride, self.padding)
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation (Wu and He 2018, arXiv 1803.08494), which most often a SiLU follows."""
+
+    fast = True
+
+    def silu(self, x: Tensor) -> Tensor:
+        """SiLU(GroupNorm(x)), of which only x is kept for the backward pass."""
+        if self.fast:
+            return recomputed(self._silu, x, self.weight, self.bias)
+        return self._silu(x, self.weight, self.bias)
+
+    def _silu(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.silu(F.group_norm(x, self.num_groups, weight, bias, self.eps))
+
+
 class ResnetBlock(nn.Module):
     """GroupNorm, SiLU, conv, twice, with a skip. `time_dim` None: no time conditioning (the VAE)."""
 
     def __init__(self, c_in: int, c_out: int, *, groups: int, eps: float,
                  time_dim: int | None = None) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, c_in, eps=eps)
-        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.norm1 = GroupNorm(groups, c_in, eps=eps)
+        self.conv1 = Conv2d(c_in, c_out, 3, padding=1)
         if time_dim is not None:
             self.time_emb_proj = nn.Linear(time_dim, c_out)
-        self.norm2 = nn.GroupNorm(groups, c_out, eps=eps)
-        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
-        self.conv_shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
+        self.norm2 = GroupNorm(groups, c_out, eps=eps)
+        self.conv2 = Conv2d(c_out, c_out, 3, padding=1)
+        self.conv_shortcut = Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         """x (B, c_in, H, W), time (B, time_dim) -> (B, c_out, H, W)."""
-        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv1(self.norm1.silu(x))
         if time is not None:
             h = h + self.time_emb_proj(F.silu(time))[:, :, None, None]
-        h = self.conv2(F.silu(self.norm2(h)))
+        h = self.conv2(self.norm2.silu(h))
         return self.conv_shortcut(x) + h
 
 
@@ -110,12 +153,19 @@ class Attention(nn.Module):
 class GEGLU(nn.Module):
     """value * gelu(gate), both halves from one projection (Shazeer 2020, arXiv 2002.05202)."""
 
+    fast = True
+
     def __init__(self, dim: int, inner: int) -> None:
         super().__init__()
         self.proj = nn.Linear(dim, 2 * inner)
 
     def forward(self, x: Tensor) -> Tensor:
-        value, gate = self.proj(x).chunk(2, dim=-1)
+        both = self.proj(x)
+        return recomputed(self._gated, both) if self.fast else self._gated(both)
+
+    @staticmethod
+    def _gated(both: Tensor) -> Tensor:
+        value, gate = both.chunk(2, dim=-1)
         return value * F.gelu(gate)
 
 
@@ -132,6 +182,8 @@ class FeedForward(nn.Module):
 
 class TransformerBlock(nn.Module):
     """Self-attention, cross-attention to the context, feed-forward; each behind a LayerNorm and a skip."""
+
+    fast = True
 
     def __init__(self, dim: int, heads: int, context_dim: int) -> None:
         super().__init__()
@@ -155,7 +207,7 @@ class TransformerBlock(nn.Module):
 
         A softmax over one token is 1, whatever queries and keys are: each pixel gets to_out(to_v(token)).
         """
-        if context.shape[1] > 1:
+        if context.shape[1] > 1 or not self.fast:
             return self.attn2.keys_values(context)
         return (self.attn2.to_out[0](self.attn2.to_v(context).expand(-1, pixels, -1)),)
 
@@ -165,10 +217,10 @@ class SpatialTransformer(nn.Module):
 
     def __init__(self, dim: int, heads: int, context_dim: int, *, groups: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(groups, dim, eps=1e-6)  # 1e-6 here, 1e-5 in the UNet's resnets
-        self.proj_in = nn.Conv2d(dim, dim, 1)
+        self.norm = GroupNorm(groups, dim, eps=1e-6)  # 1e-6 here, 1e-5 in the UNet's resnets
+        self.proj_in = Conv2d(dim, dim, 1)
         self.transformer_blocks = nn.ModuleList([TransformerBlock(dim, heads, context_dim)])
-        self.proj_out = nn.Conv2d(dim, dim, 1)
+        self.proj_out = Conv2d(dim, dim, 1)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """x (B, dim, H, W), context (kB, L, context_dim) -> (kB, dim, H, W)."""
@@ -184,7 +236,7 @@ class Downsample(nn.Module):
 
     def __init__(self, dim: int, *, padding: int = 1) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(dim, dim, 3, stride=2, padding=padding)
+        self.conv = Conv2d(dim, dim, 3, stride=2, padding=padding)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.conv.padding == (0, 0):  # the VAE pads right and bottom only; the UNet pads all round
@@ -197,7 +249,7 @@ class Upsample(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(dim, dim, 3, padding=1)
+        self.conv = Conv2d(dim, dim, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sd.layers import (
     Context,
+    Conv2d,
     Downsample,
+    GroupNorm,
     ResnetBlock,
     SpatialTransformer,
     TimestepEmbedding,
@@ -80,12 +81,14 @@ class MidBlock(nn.Module):
 class UNetEncoder(nn.Module):
     """The first half of the UNet, down to the middle block. ControlNet is this half with its own outputs."""
 
+    fast = True  # as in sd/layers.py
+
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         self.config = config
         self.checkpointing = False  # recompute blocks in the backward pass: less memory, a third more work
         widths = config.block_out_channels
-        self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
+        self.conv_in = Conv2d(config.in_channels, widths[0], 3, padding=1)
         self.time_embedding = TimestepEmbedding(widths[0], 4 * widths[0])
         self.down_blocks = nn.ModuleList()
         for level, (c_in, c_out) in enumerate(zip((widths[0], *widths[:-1]), widths, strict=True)):
@@ -103,10 +106,14 @@ class UNetEncoder(nn.Module):
             return checkpoint(module, *inputs, use_reentrant=False)
         return module(*inputs)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in. (Not conv_in's, which is fp32 where it is trained beside a half UNet.)"""
+        return self.time_embedding.linear_1.weight.dtype
+
     def embed_time(self, t: Tensor) -> Tensor:
         """t (B,) integer timesteps -> (B, 4 * block_out_channels[0])."""
-        sinusoids = timestep_embedding(t, self.config.block_out_channels[0])
-        return self.time_embedding(sinusoids.to(self.time_embedding.linear_1.weight.dtype))
+        return self.time_embedding(timestep_embedding(t, self.config.block_out_channels[0]).to(self.dtype))
 
     def encode(self, h: Tensor, time: Tensor, context: Context) -> tuple[Tensor, list[Tensor]]:
         """conv_in's output (B, C, H, W) -> the middle block's output and the skips, one a layer: (kB, ..).
@@ -147,8 +154,8 @@ class UNet(UNetEncoder):
             if level > 0:
                 block.upsamplers = nn.ModuleList([Upsample(width)])
             self.up_blocks.append(block)
-        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], eps=1e-5)
-        self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
+        self.conv_norm_out = GroupNorm(config.norm_num_groups, widths[0], eps=1e-5)
+        self.conv_out = Conv2d(widths[0], config.out_channels, 3, padding=1)
 
     def forward(self, z_t: Tensor, t: Tensor, context: Context,
                 control: tuple[list[Tensor], Tensor] | None = None) -> Tensor:
@@ -157,10 +164,12 @@ class UNet(UNetEncoder):
         z_t: (B, in_channels, H, W) latents, H and W multiples of 8; t: (B,) integer timesteps in 0..999, or
         (1,), the same for all; context: (B, L, cross_attention_dim), any L >= 1, or with t (1,) k of these in
         a row, as for guidance; control: a ControlNet's residuals for the skips and for the middle block
-        (sd/controlnet.py). Returns eps_hat (B, out_channels, H, W), or k of these in a row.
+        (sd/controlnet.py). Returns eps_hat (B, out_channels, H, W), or k of these in a row, in the precision
+        of the weights; z_t and context may have another.
         """
         time = self.embed_time(t)
-        h, skips = self.encode(self.conv_in(z_t), time, context)
+        context = context.to(self.dtype) if isinstance(context, Tensor) else context
+        h, skips = self.encode(self.conv_in(z_t.to(self.dtype)), time, context)
         if control is not None:
             skip_residuals, mid_residual = control
             skips = [s + r for s, r in zip(skips, skip_residuals, strict=True)]
@@ -172,4 +181,4 @@ class UNet(UNetEncoder):
                     h = self.run(transformer, h, context)
             for upsample in getattr(block, "upsamplers", []):
                 h = upsample(h)
-        return self.conv_out(F.silu(self.conv_norm_out(h)))
+        return self.conv_out(self.conv_norm_out.silu(h))

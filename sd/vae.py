@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sd.layers import Attention, Downsample, ResnetBlock, Upsample
+from sd.layers import Attention, Conv2d, Downsample, GroupNorm, ResnetBlock, Upsample
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class MidAttention(Attention):
 
     def __init__(self, dim: int, groups: int) -> None:
         super().__init__(dim, heads=1, bias=True)
-        self.group_norm = nn.GroupNorm(groups, dim, eps=1e-6)
+        self.group_norm = GroupNorm(groups, dim, eps=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.group_norm(x).flatten(2).transpose(1, 2)
@@ -70,7 +69,7 @@ class Encoder(nn.Module):
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
         widths, groups = config.block_out_channels, config.norm_num_groups
-        self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
+        self.conv_in = Conv2d(config.in_channels, widths[0], 3, padding=1)
         self.down_blocks = nn.ModuleList()
         for level, (c_in, c_out) in enumerate(zip((widths[0], *widths[:-1]), widths, strict=True)):
             block = VAEBlock(c_in, c_out, config.layers_per_block, groups)
@@ -78,14 +77,14 @@ class Encoder(nn.Module):
                 block.downsamplers = nn.ModuleList([Downsample(c_out, padding=0)])
             self.down_blocks.append(block)
         self.mid_block = MidBlock(widths[-1], groups)
-        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=1e-6)
-        self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
+        self.conv_norm_out = GroupNorm(groups, widths[-1], eps=1e-6)
+        self.conv_out = Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
         for block in self.down_blocks:
             x = block(x)
-        return self.conv_out(F.silu(self.conv_norm_out(self.mid_block(x))))
+        return self.conv_out(self.conv_norm_out.silu(self.mid_block(x)))
 
 
 class Decoder(nn.Module):
@@ -94,7 +93,7 @@ class Decoder(nn.Module):
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
         widths, groups = config.block_out_channels[::-1], config.norm_num_groups
-        self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
+        self.conv_in = Conv2d(config.latent_channels, widths[0], 3, padding=1)
         self.mid_block = MidBlock(widths[0], groups)
         self.up_blocks = nn.ModuleList()
         for level, (c_in, c_out) in enumerate(zip((widths[0], *widths[:-1]), widths, strict=True)):
@@ -102,14 +101,14 @@ class Decoder(nn.Module):
             if level < len(widths) - 1:
                 block.upsamplers = nn.ModuleList([Upsample(c_out)])
             self.up_blocks.append(block)
-        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=1e-6)
-        self.conv_out = nn.Conv2d(widths[-1], config.out_channels, 3, padding=1)
+        self.conv_norm_out = GroupNorm(groups, widths[-1], eps=1e-6)
+        self.conv_out = Conv2d(widths[-1], config.out_channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
         x = self.mid_block(self.conv_in(z))
         for block in self.up_blocks:
             x = block(x)
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
+        return self.conv_out(self.conv_norm_out.silu(x))
 
 
 class VAE(nn.Module):
@@ -119,8 +118,8 @@ class VAE(nn.Module):
         super().__init__()
         self.config = config = config or VAEConfig()
         self.encoder, self.decoder = Encoder(config), Decoder(config)
-        self.quant_conv = nn.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
-        self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
+        self.quant_conv = Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
+        self.post_quant_conv = Conv2d(config.latent_channels, config.latent_channels, 1)
 
     def posterior(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """image (B, 3, H, W) in [-1, 1] -> mean and std of z_0, both scaled, (B, 4, H/8, W/8)."""

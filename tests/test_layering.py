@@ -32,10 +32,10 @@ ALLOWED = {
     "board": "",
     "run_folder": "adapter board data errors files locks pictures processes",
     "batches": "data processes seeds",
-    "training": "adapter batches data errors processes recipe run_folder",
+    "training": "adapter batches data errors machine processes recipe run_folder",
     "latents": "batches data errors files machine processes recipe sd.vae",
     "sd": "",
-    "sd.layers": "", "sd.diffusion": "",
+    "sd.lean": "", "sd.layers": "sd.lean", "sd.diffusion": "",
     "sd.unet": "sd.layers", "sd.vae": "sd.layers", "sd.controlnet": "sd.layers sd.unet",
     "sd.compvis": "", "sd.hub": "errors files",
     "sd.text": "errors",
@@ -47,7 +47,7 @@ ALLOWED = {
     "control": "adapter errors files guidance lora prompts sd.controlnet sd.parts sd.unet sd.weights seeds",
     "prompts": "adapter errors foreign recipe sd.text sd.weights seeds",
     "generation": "adapter control errors foreign guidance lora masks prompts sd.diffusion sd.inpainting "
-                  "sd.unet sd.vae sd.weights seeds",
+                  "sd.layers sd.unet sd.vae sd.weights seeds",
     "steering": "adapter control errors files folders generation mask_bank paste pictures sample_folder",
     "painting": "adapter control decode errors folders generation mask_bank masks paste pictures "
                 "sample_folder",
@@ -65,19 +65,21 @@ ALLOWED = {
     "segmenter": "judge seeds",
     "downstream": "comparison evaluation_data features folders judge measures metrics networks seeds "
                   "segmenter",
+    "footprint": "lora machine recipe sd.layers sd.unet sd.vae training",
+    "plan": "batches data errors footprint machine recipe sd.parts sd.weights",
     "draws": "adapter batches lora recipe seeds",
     "holes": "augmentation data folders masks seeds",
-    "learner": "adapter foreign lora machine prompts recipe sd.unet sd.weights training",
+    "learner": "adapter foreign lora machine prompts recipe sd.layers sd.unet sd.weights training",
     "validation": "comparison data features folders judge metrics networks pictures probe recipe training",
     "train_class": "adapter batches config data draws errors generation latents learner machine pictures "
-                   "processes prompts recipe sd.diffusion sd.unet sd.vae sd.weights training validation",
+                   "plan processes prompts recipe sd.diffusion sd.unet sd.vae sd.weights training validation",
     "train_inpaint": "adapter batches config draws errors folders generation holes latents learner machine "
-                     "masks pictures processes prompts recipe sd.diffusion sd.inpainting sd.unet sd.vae "
+                     "masks pictures plan processes prompts recipe sd.diffusion sd.inpainting sd.unet sd.vae "
                      "sd.weights training validation",
-    "bench": "config demo errors files sd.parts",
+    "bench": "config demo errors files sd.inpainting sd.parts",
     "train_controlnet": "adapter batches config control data draws errors generation guidance latents "
                         "learner machine pictures processes prompts recipe sd.controlnet sd.diffusion "
-                        "sd.unet sd.vae sd.weights training files validation",
+                        "sd.layers sd.unet sd.vae sd.weights training files validation",
     "export_controlnet": "config control errors generation",
     "sample": "adapter config errors files formats generation machine painting pictures processes "
               "sample_folder steering",

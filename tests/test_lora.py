@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 import lora
 from errors import UserError
-from sd.layers import TransformerBlock
+from sd.layers import TransformerBlock, set_fast
 from sd.unet import UNet, UNetConfig
 
 SMALL = UNetConfig(block_out_channels=(8, 16, 16, 16), cross_attention_dim=12, attention_head_dim=2,
@@ -107,9 +107,12 @@ def test_forward_and_gradients_equal_pefts(rank: int, alpha: float) -> None:
 
 
 def test_dropout_is_where_peft_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lora, "dropout", lambda x, p, keys: F.dropout(x, p))  # as peft draws its masks
+    # Masks drawn as peft draws them.
+    monkeypatch.setattr(lora, "dropout_mask", lambda x, p, keys: F.dropout(torch.ones_like(x), p))
     base = block()
     ours = adapted(base, dropout=0.4)
+    lora.seed_dropout(ours, [0])  # so that no keys are drawn, which peft does not
+    set_fast(ours, False)
     twin = peft_twin(base, ours, 4, 6, 0.4)
     inputs = block_inputs()
     assert_same_training_step(ours, twin, inputs, tolerance=1e-6)
@@ -123,7 +126,7 @@ def test_dropout_is_where_peft_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_dropout_drops_as_often_as_it_says(p: float, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     x = torch.full((3, 333, 101), 2.0, dtype=dtype, requires_grad=True)  # not a multiple of four
-    y = lora.dropout(x, p)
+    y = x * lora.dropout_mask(x, p, [0])
     kept = y != 0
     assert abs(kept.float().mean() - (1 - p)) < 5 * (p * (1 - p) / x.numel()) ** 0.5
     for i in range(4):  # four elements come of one draw
@@ -133,18 +136,19 @@ def test_dropout_drops_as_often_as_it_says(p: float, dtype: torch.dtype) -> None
     assert torch.equal(y[kept], torch.full_like(y[kept], 2 / (1 - p)))
     y.sum().backward()
     assert torch.equal(x.grad, y.detach() / 2)
-    assert not torch.equal(lora.dropout(x, p) != 0, kept)
+    assert torch.equal(x * lora.dropout_mask(x, p, [0]), y)
+    assert not torch.equal(lora.dropout_mask(x, p, [1]) != 0, kept)
 
 
 def test_dropout_by_key_is_each_rows_own() -> None:
     """In any batch, at any place in it; and of a model, other in each layer."""
     x = torch.ones(3, 50, 7)
-    whole = lora.dropout(x, 0.5, [5, 6, 7])
-    assert torch.equal(whole, torch.cat([lora.dropout(x[:1], 0.5, [key]) for key in (5, 6, 7)]))
-    assert torch.equal(whole[1:], lora.dropout(x[1:], 0.5, [6, 7]))
+    whole = lora.dropout_mask(x, 0.5, [5, 6, 7])
+    assert torch.equal(whole, torch.cat([lora.dropout_mask(x[:1], 0.5, [key]) for key in (5, 6, 7)]))
+    assert torch.equal(whole[1:], lora.dropout_mask(x[1:], 0.5, [6, 7]))
     assert len(whole.flatten(1).unique(dim=0)) == 3
     with pytest.raises(ValueError):
-        lora.dropout(x, 0.5, [5, 6])
+        lora.dropout_mask(x, 0.5, [5, 6])
     model = adapted(block(), dropout=0.5)
     lora.seed_dropout(model, [5, 6])
     keys = [layer.keys for _, layer in lora.adapters(model)]

@@ -78,7 +78,7 @@ def test_what_it_leaves(run: Path) -> None:
         "file": "image/broken_small/001.png", "class": "broken_small", "number": 1, "seed": 42, "steps": 4,
         "sampler": "ddim", "eta": 0.0, "guidance": 1.0, "lora_scale": 1.0, "precision": "fp32",
         "checkpoint": sha256(run / "adapter.safetensors"), "base": noted[3]["base"], "resolution": 64,
-        "loras": [], "strength": 1.0, "layout": "ds"}
+        "loras": [], "strength": 1.0, "guidance_interval": [0, 999], "layout": "ds"}
     with Image.open("generated/grid.png") as grid:
         assert grid.height > 4 * 64 and grid.width > 2 * 64
     drawn = [pixels("generated", damage, number) for damage in CLASSES for number in (0, 1)]
@@ -211,6 +211,19 @@ def test_guidance_starts_from_the_null_class(run: Path) -> None:
         one, two = (pixels(f"{name} at {guidance}", "good", 0) for name in ("one", "two"))
         assert (abs(one - two).max() <= 1) == same  # one level of 255: eps - (eps - eps_null) rounds
     assert (pixels("one at 0", "good", 0) != pixels("one at 4", "good", 0)).any()
+
+
+def test_guidance_only_in_an_interval(run: Path) -> None:
+    """Over all timesteps it is guidance, over none of them it is none, and amid them something else."""
+    for name, flags in {"all": ("--guidance", 4), "whole": ("--guidance", 4, "--guidance-interval", 0, 999),
+                        "none": (), "outside": ("--guidance", 4, "--guidance-interval", 998, 999),
+                        "amid": ("--guidance", 4, "--guidance-interval", 300, 600)}.items():
+        assert draw(run, "--out", name, "--classes", "good", *flags).status == 0
+    seen = {name: pixels(name, "good", 0) for name in ("all", "whole", "none", "outside", "amid")}
+    assert (seen["all"] == seen["whole"]).all() and np.abs(seen["none"] - seen["outside"]).max() <= 1
+    assert (seen["amid"] != seen["all"]).any() and (seen["amid"] != seen["none"]).any()
+    for wrong in ((5,), (600, 300), (1, 2, 3)):
+        assert draw(run, "--guidance-interval", *wrong).failed_with("--guidance-interval", "200 800")
 
 
 def test_bf16_on_the_cpu(run: Path) -> None:

@@ -8,11 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import bases
 import pytest
 import torch
 
 from sd.inpainting import load_inpainting_unet
+from sd.layers import Attention, GroupNorm
+from sd.unet import UNet
 from sd.weights import TINY, load_text_encoder, load_unet, load_vae
+from tiny.common import prepare
 from tiny.muon import Muon, orthogonal
 from tiny.procedural import VOCABULARY, draw_pair
 from tiny.products import TEXTURES
@@ -129,3 +133,12 @@ def test_the_training_scripts_train_and_go_on(tmp_path: Path) -> None:
     unet, widened = load_inpainting_unet(str(tmp_path), device="cpu", dtype=torch.float32)
     assert not widened and unet.config.in_channels == 9
     assert (tmp_path / "samples_inpaint.png").stat().st_size > 10_000
+
+
+def test_quicker_layers_for_bf16_compute_the_same() -> None:
+    unet, inputs = UNet(bases.UNET), (torch.randn(2, 4, 8, 8), torch.tensor([3, 900]), torch.randn(2, 2, 16))
+    expected = unet(*inputs)
+    prepare(unet, "cpu", "bf16")
+    assert not any(type(module) in (GroupNorm, Attention) for module in unet.modules())
+    torch.testing.assert_close(unet(*inputs), expected, rtol=1e-4, atol=1e-5)
+    assert unet.conv_norm_out.silu(torch.randn(1, 16, 8, 8)).is_contiguous(memory_format=torch.channels_last)

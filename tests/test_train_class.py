@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -310,9 +311,9 @@ class Toy(nn.Module):
         self.optimizer = torch.optim.AdamW([{"params": [self.weight]}], lr=0.1)
 
     def step(self, factor: float, scaler: torch.amp.GradScaler) -> tuple[float, float]:
-        batch = {"item": torch.zeros(2), "factor": factor}
+        batch = {"item": torch.zeros(2), "factor": torch.full((2,), factor)}
         return training.optimizer_step(lambda batch: (self.weight * batch["factor"]).square(), [batch], 2,
-                                       self.optimizer, scaler, clip=0)
+                                       self.optimizer, scaler, 0, training.MicroBatch(2))
 
 
 def test_an_overflowing_gradient_skips_the_step() -> None:
@@ -340,13 +341,54 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_saved(place:
 def test_checkpointing_follows_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     from machine import choose_checkpointing
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
-    for free, expected in ((15 * 2**30, False), (8 * 2**30, True)):
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 2**34))
-        assert choose_checkpointing("auto", gpu, "fp16", 4, 512, 320) is expected
-        assert choose_checkpointing("full", gpu, "fp16", 4, 512, 320)
-        assert not choose_checkpointing("none", gpu, "fp16", 4, 512, 320)
-    assert not choose_checkpointing("auto", cpu, "fp32", 1, 64, 16)
-    assert choose_checkpointing("auto", cpu, "fp32", 4000, 512, 320)
+    for free, fast, expected in ((8, True, False), (2, True, True), (8, False, False), (4, False, True)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free * 2**30, 2**34))
+        sizes = (gpu, "fp16", 4, 512, 320, 10**6)
+        assert choose_checkpointing("auto", *sizes, fast=fast) is expected
+        assert choose_checkpointing("full", *sizes, fast=fast)
+        assert not choose_checkpointing("none", *sizes, fast=fast)
+    assert choose_checkpointing("auto", gpu, "fp16", 1, 64, 320, 361_279_120, fast=True)  # a whole ControlNet
+    assert not choose_checkpointing("auto", cpu, "fp32", 1, 64, 16, 0, fast=True)
+    assert choose_checkpointing("auto", cpu, "fp32", 4000, 512, 320, 0, fast=True)
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_the_step_is_the_same(
+        place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A card that holds one image at a time: 4, 2, 1 are tried once, and what was added before is undone."""
+    flags = ("--max-steps", 2)
+    whole, tried = trained(place, *flags), []
+    losses = [row["loss"] for row in metrics()]
+    computed = train_class.diffusion_loss
+
+    def one_at_a_time(config: object, unet: nn.Module, context: nn.Module, batch: dict) -> Tensor:
+        tried.append(len(batch["item"]))
+        loss = computed(config, unet, context, batch)
+        if len(batch["item"]) > 1:
+            loss.sum().backward()  # the memory runs out in the midst of it
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return loss
+
+    monkeypatch.setattr(train_class, "diffusion_loss", one_at_a_time)
+    outcome = train(place, "--out", "run", "--restart", *flags)
+    assert outcome.status == 0 and tried == [4, 2] + [1] * 8
+    assert [line.split(" at once")[0] for line in outcome.err.splitlines() if "out of memory" in line] == [
+        "out of memory: from here on 2", "out of memory: from here on 1"]
+    assert [row["loss"] for row in metrics()] == pytest.approx(losses, rel=1e-5)
+    parts = load_file("run/adapter.safetensors")
+    assert all((parts[key] - tensor).abs().mean() < 0.02 * 2e-4 for key, tensor in whole.items())
+
+
+def test_one_image_that_does_not_fit_ends_in_one_line(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*arguments: object) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    monkeypatch.setattr(train_class, "diffusion_loss", never)
+    assert train(place, "--out", "run").failed_with("out of memory", "--checkpointing full")
+
+
+def test_the_end_of_a_run_says_what_it_took(place: Place) -> None:
+    outcome = train(place, "--out", "run", "--max-steps", 2)
+    said = re.search(r"2 steps of 4 images, (\S+) s each \(median\); peak memory (\S+) GiB", outcome.err)
+    assert 0 < float(said[1]) < 60 and 0.1 < float(said[2]) < 30
 
 
 def test_precision_by_compute_capability(monkeypatch: pytest.MonkeyPatch) -> None:
