@@ -46,7 +46,7 @@ test: $(VENV)/test.ready
 quick: $(VENV)/test.ready
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -m "not slow"
 
-# side by side with diffusers + peft at SD 1.5's size, on the CPU: about 16 GB of memory
+# side by side with diffusers + peft at SD 1.5's size, on the CPU; --base tiny --resolution 128 is minutes
 bench: $(VENV)/test.ready
 	$(RUN) bench.py
 

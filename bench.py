@@ -25,12 +25,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors.torch import load_file
 
 import errors
 from config import flag, parse
 from demo import write_demo
 from errors import UserError
 from files import save_json, save_tensors
+from sd.inpainting import FOLDER as INPAINTING
 from sd.parts import AUTOENCODER, UNET, WEIGHTS
 
 ROOT = Path(__file__).resolve().parent
@@ -56,16 +58,17 @@ class Config:
     batch_size: int = flag(1, "images at once, in training and in sampling", group="what", minimum=1)
     train_steps: int = flag(4, "training steps a run; the first one is not counted", group="what", minimum=2)
     sample_steps: int = flag(4, "DDIM steps an image", group="what", minimum=1)
-    rounds: int = flag(3, "runs of each contender, in turns", group="what", minimum=1)
+    rounds: int = flag(2, "runs of each contender, in turns", group="what", minimum=1)
     out: str = flag("benchmarks/cpu.json", "where the numbers go", group="what")
 
 
 class Run(NamedTuple):
-    """One process: seconds of each step or image after the first, seconds to that one, peak memory in GiB."""
+    """One process: seconds of each step or image after the first, to that one, and in all; peak GiB."""
 
     each: list[float]
     start: float
     memory: float
+    whole: float = 0.0
 
 
 def write_random_base(folder: Path) -> Path:
@@ -75,7 +78,27 @@ def write_random_base(folder: Path) -> Path:
         save_tensors(folder / part.folder / f"{WEIGHTS}.safetensors", module.state_dict(), "about", {})
         blocks = part.blocks(len(part.config.block_out_channels))
         save_json(folder / part.folder / "config.json", dataclasses.asdict(part.config) | blocks)
-    return folder
+    return write_inpainting(folder, folder / "unet")
+
+
+def write_inpainting(base: Path, unet: Path) -> Path:
+    """`base` with a nine-channel UNet: that in the folder `unet`, five more channels zero."""
+    out = base / INPAINTING
+    file, = unet.glob("*.safetensors")
+    tensors = load_file(file)
+    narrow = tensors["conv_in.weight"]
+    tensors["conv_in.weight"] = torch.cat([narrow, narrow.new_zeros(len(narrow), 5, 3, 3)], dim=1)
+    save_tensors(out / file.name, tensors, "about", {})
+    save_json(out / "config.json", json.loads((unet / "config.json").read_text()) | {"in_channels": 9})
+    return base
+
+
+def writable(base: Path, folder: Path) -> Path:
+    """A base on disk as a folder of links, with a nine-channel UNet added if it has none."""
+    folder.mkdir()
+    for part in base.iterdir():
+        (folder / part.name).symlink_to(part.resolve())
+    return folder if (folder / INPAINTING).exists() else write_inpainting(folder, base / "unet")
 
 
 def timed(command: list[str], done: Callable[[], int]) -> Run:
@@ -93,7 +116,9 @@ def timed(command: list[str], done: Callable[[], int]) -> Run:
     if status:
         raise UserError(f"{shlex.join(command)}: failed: {said[-300:]}")
     memory = int(peak) * (1 if sys.platform == "darwin" else 1024) / 2**30
-    return Run([after - before for before, after in pairwise(ends)], ends[0] - began, memory)
+    whole = time.time() - began
+    return Run([after - before for before, after in pairwise(ends)], (ends or [began + whole])[0] - began,
+               memory, whole)
 
 
 def steps_done(folder: Path) -> int:
@@ -106,17 +131,17 @@ def contenders(config: Config, base: str, work: Path) -> dict[str, dict[str, Cal
     """Row -> contender, ours first -> what runs it once, given the number of the round."""
     batch, peer = config.batch_size, "benchmarks/peer.py"
     size = ["--resolution", str(config.resolution), "--batch-size", str(batch)]
-    training = ["--base", base, "--data", str(work / "bottle"), *size,
-                "--max-steps", str(config.train_steps)]
+    data = ["--data", str(work / "bottle"), *size[2:], "--max-steps", str(config.train_steps)]
+    training = ["--base", base, *size[:2], *data]
     sampling = ["--batch-size", str(batch), "--per-class", str(2 * batch),
                 "--steps", str(config.sample_steps), "--guidance", "2"]
     trained = str(work / "cached-0" / "run")  # by the first round's first run
     ours = ["train_class.py", "--preview-every", "0", "--class-dropout", "0.1"]
 
-    def train(name: str, *command: str) -> Callable[[int], Run]:
+    def train(name: str, *command: str, flags: list[str] = training) -> Callable[[int], Run]:
         def once(number: int) -> Run:
             out = work / f"{name}-{number}" / "run"
-            return timed([*command, *training, "--out", str(out)], lambda: steps_done(out))
+            return timed([*command, *flags, "--out", str(out)], lambda: steps_done(out))
         return once
 
     def sample(name: str, *command: str) -> Callable[[int], Run]:
@@ -132,6 +157,13 @@ def contenders(config: Config, base: str, work: Path) -> dict[str, dict[str, Cal
         "training step, VAE in the loop": {
             "ours": train("loop", *ours, "--latent-variants", "0"),
             "diffusers + peft, stock": train("peer-loop", peer, "train", "--stock")},
+        "training step, inpainting": {
+            "ours": train("inpaint", "train_inpaint.py", "--preview-every", "0"),
+            "diffusers + peft": train("peer-inpaint", peer, "train", "--strategy", "inpaint")},
+        "training step, whole ControlNet": {
+            "ours": train("control", "train_controlnet.py", "--class-ckpt", trained, "--accumulate", "1",
+                          "--preview-every", "0", "--save-every", "1000", flags=data),
+            "diffusers": train("peer-control", peer, "train", "--strategy", "control")},
         f"guided DDIM, {config.sample_steps} steps, decoded, a batch": {
             "ours": sample("drawn", "sample.py", "--ckpt", trained, "--classes", "good"),
             "diffusers + peft": sample("peer-drawn", peer, "sample", "--base", base, *size[:2])}}
@@ -157,11 +189,12 @@ def main() -> None:
     config = parse(Config, __doc__, EXAMPLE)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        write_demo(work / "bottle", 2, 0)
-        base = str(ROOT / "tiny") if config.base == "tiny" else config.base
-        if base == "random":
+        write_demo(work / "bottle", 1, 0)
+        if config.base == "random":
             print("writing a base of SD 1.5's size", file=sys.stderr)
             base = str(write_random_base(work / "base"))
+        else:
+            base = str(writable(ROOT / "tiny" if config.base == "tiny" else Path(config.base), work / "base"))
         rows = contenders(config, base, work)
         runs: dict[str, dict[str, list[Run]]] = {row: {name: [] for name in of} for row, of in rows.items()}
         for number in range(config.rounds):

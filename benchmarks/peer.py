@@ -1,6 +1,6 @@
 """The same work with diffusers and peft, for bench.py: the stock LoRA example's way, or the best settings.
 
-    python benchmarks/peer.py train  --data DIR --base DIR --out DIR --max-steps 5 [--stock]
+    python benchmarks/peer.py train  --data DIR --base DIR --out DIR --max-steps 5 --strategy inpaint
     python benchmarks/peer.py sample --base DIR --out DIR --per-class 2 --steps 5 --guidance 2
 
 `--stock` is what diffusers' LoRA example does: the VAE in the loop, convolutions in the default layout.
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import (
     AutoencoderKL,
+    ControlNetModel,
     DDIMScheduler,
     DDPMScheduler,
     StableDiffusionPipeline,
@@ -34,7 +35,8 @@ SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_l
 def load(flags: argparse.Namespace) -> tuple[UNet2DConditionModel, AutoencoderKL]:
     half = Path(flags.base, "unet", "diffusion_pytorch_model.fp16.safetensors").exists()
     how = {"torch_dtype": torch.float32, "variant": "fp16" if half else None}
-    unet = UNet2DConditionModel.from_pretrained(flags.base, subfolder="unet", **how)
+    folder = "unet_inpaint" if flags.strategy == "inpaint" else "unet"
+    unet = UNet2DConditionModel.from_pretrained(flags.base, subfolder=folder, **how)
     vae = AutoencoderKL.from_pretrained(flags.base, subfolder="vae", **how)
     for module in (unet, vae):
         module.requires_grad_(False)
@@ -43,39 +45,70 @@ def load(flags: argparse.Namespace) -> tuple[UNet2DConditionModel, AutoencoderKL
     return unet, vae
 
 
+def with_mask(image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A mask (1,R,R), a random rectangle, and the image grey in it, as in diffusers' inpainting example."""
+    mask, side = torch.zeros_like(image[:1]), image.shape[-1]
+    top, left, height, width = (int(torch.randint(side // 8, side // 2, ())) for _ in range(4))
+    mask[:, top:top + height, left:left + width] = 1
+    return mask, image * (1 - mask)
+
+
 @torch.no_grad()
-def encoded(vae: AutoencoderKL, dataset: ImageFolder) -> list:
-    """(mean and log variance, class) of each image."""
-    return [(vae.encode(image[None]).latent_dist.parameters[0], class_id) for image, class_id in dataset]
+def encoded(vae: AutoencoderKL, dataset: ImageFolder, strategy: str) -> list:
+    """Of each image what a step needs: moments, class, mask, and for inpainting the grey image's moments."""
+    def moments(image: torch.Tensor) -> torch.Tensor:
+        return vae.encode(image[None]).latent_dist.parameters[0]
+
+    found = []
+    for image, class_id in dataset:
+        mask, grey = with_mask(image)
+        around = moments(grey) if strategy == "inpaint" else 0
+        found.append((moments(image), class_id, mask, around))
+    return found
+
+
+def drawn(parameters: torch.Tensor, vae: AutoencoderKL) -> torch.Tensor:
+    """A latent from the moments of its posterior."""
+    mean, log_variance = parameters.chunk(2, dim=1)
+    return (mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)) * vae.config.scaling_factor
 
 
 def train(flags: argparse.Namespace) -> None:
     unet, vae = load(flags)
-    unet.add_adapter(LORA)
     unet.train()
     augment = transforms.Compose([
         transforms.Resize(flags.resolution), transforms.CenterCrop(flags.resolution),
         transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize([0.5], [0.5])])
     dataset = ImageFolder(Path(flags.data, "image"), augment)
     embedding = torch.nn.Embedding(len(dataset.classes), unet.config.cross_attention_dim)
-    weights = [p for p in unet.parameters() if p.requires_grad] + list(embedding.parameters())
+    if flags.strategy == "control":  # the UNet and the classes stay as they are
+        control = ControlNetModel.from_unet(unet).train().requires_grad_(True)
+        weights = list(control.parameters())
+        embedding.requires_grad_(False)
+    else:
+        unet.add_adapter(LORA)
+        weights = [p for p in unet.parameters() if p.requires_grad] + list(embedding.parameters())
     optimizer = torch.optim.AdamW(weights, lr=1e-4, weight_decay=0.01, fused=None if flags.stock else True)
     schedule = DDPMScheduler(**SCHEDULE)
-    loader = DataLoader(dataset if flags.stock else encoded(vae, dataset), flags.batch_size,
+    loader = DataLoader(dataset if flags.stock else encoded(vae, dataset, flags.strategy), flags.batch_size,
                         shuffle=True)
     steps = (batch for _ in iter(int, 1) for batch in loader)  # epoch after epoch
     for step in range(flags.max_steps):
-        image, class_id = next(steps)
+        image, class_id, *others = next(steps)
         with torch.no_grad():
             if flags.stock:
-                z_0 = vae.encode(image).latent_dist.sample()
+                z_0 = vae.encode(image).latent_dist.sample() * vae.config.scaling_factor
             else:
-                mean, log_variance = image.chunk(2, dim=1)
-                z_0 = mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
-        z_0 = z_0 * vae.config.scaling_factor
+                z_0 = drawn(image, vae)
         eps, t = torch.randn_like(z_0), torch.randint(0, 1000, (len(z_0),))
-        eps_hat = unet(schedule.add_noise(z_0, eps, t), t, embedding(class_id)[:, None]).sample
-        F.mse_loss(eps_hat, eps).backward()
+        z_t, tokens, residuals = schedule.add_noise(z_0, eps, t), embedding(class_id)[:, None], {}
+        if flags.strategy == "inpaint":
+            mask, around = others
+            z_t = torch.cat([z_t, F.max_pool2d(mask, 8), drawn(around, vae)], dim=1)
+        elif flags.strategy == "control":
+            skips, mid = control(z_t, t, tokens, others[0].expand(-1, 3, -1, -1), return_dict=False)
+            residuals = {"down_block_additional_residuals": skips, "mid_block_additional_residual": mid}
+        F.mse_loss(unet(z_t, t, tokens, **residuals).sample, eps).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         with open(flags.out / "metrics.jsonl", "a") as file:
@@ -106,6 +139,7 @@ def main() -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", choices=("train", "sample"))
     parser.add_argument("--stock", action="store_true")
+    parser.add_argument("--strategy", choices=("class", "inpaint", "control"), default="class")
     for name in ("data", "base"):
         parser.add_argument(f"--{name}")
     parser.add_argument("--out", type=Path)
