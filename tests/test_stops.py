@@ -134,7 +134,7 @@ def test_data_that_vanish(kept: bool, place: Place, monkeypatch: pytest.MonkeyPa
     before = Path("run/adapter.safetensors").read_bytes()
     if kept:
         monkeypatch.setattr(data, "CACHE_BYTES", 0)
-        monkeypatch.setattr(learner, "choose_checkpointing", lambda *_: shutil.rmtree("data"))
+        monkeypatch.setattr(learner, "choose_checkpointing", lambda *_, **__: shutil.rmtree("data"))
         assert train(place, *again, "--epochs", 2).failed_with("data/image", "No such file")
     else:
         shutil.rmtree("data")
