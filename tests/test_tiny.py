@@ -69,11 +69,13 @@ def test_its_words(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shape", [(24, 8), (8, 24), (16, 16)])
 def test_orthogonal_updates_have_even_singular_values(shape: tuple[int, int]) -> None:
-    G = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    values, wanted = torch.linalg.svdvals(orthogonal(G)), torch.linalg.svd(G)
-    assert values.min() > 0.6 and values.max() < 1.3
-    nearest = wanted.U[:, :values.numel()] @ wanted.Vh[:values.numel()]
-    assert torch.nn.functional.cosine_similarity(orthogonal(G).flatten(), nearest.flatten(), dim=0) > 0.95
+    stack = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
+    for dtype in (torch.float32, torch.bfloat16):
+        for G, found in zip(stack, orthogonal(stack, dtype).float(), strict=True):
+            values, wanted = torch.linalg.svdvals(found), torch.linalg.svd(G)
+            assert values.min() > 0.6 and values.max() < 1.3
+            nearest = wanted.U[:, :values.numel()] @ wanted.Vh[:values.numel()]
+            assert torch.nn.functional.cosine_similarity(found.flatten(), nearest.flatten(), dim=0) > 0.95
 
 
 def test_muon_learns_matrices_and_vectors() -> None:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sd.layers import Attention, GroupNorm
+from sd.layers import Attention, GroupNorm, set_fast
 from tiny.procedural import draw
 
 TINY = Path(__file__).parent
@@ -33,10 +33,8 @@ class PlainAttention(Attention):
     """The same sums written out: on CPUs the fused kernel's bf16 backward pass is 2 to 10 times slower than
     this for so few tokens."""
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        context = x if context is None else context
-        q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-                   for y in (self.to_q(x), self.to_k(context), self.to_v(context)))
+    def attend(self, x: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q = self._split(self.to_q(x))
         weight = (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(-1)
         return self.to_out[0]((weight @ v.to(weight.dtype)).transpose(1, 2).flatten(2))
 
@@ -46,6 +44,7 @@ QUICK_IN_BF16 = {GroupNorm: PlanarGroupNorm, Attention: PlainAttention}
 
 def prepare(model: nn.Module, device: str, precision: str) -> nn.Module:
     """Move `model` to the device in its quickest layout; the weights and what they compute stay the same."""
+    set_fast(model, False)  # memory is plenty here: nothing is computed twice to save some
     model = model.to(device, memory_format=torch.channels_last)
     if (device, precision) == ("cpu", "bf16"):
         for module in model.modules():

@@ -10,31 +10,32 @@ import torch
 from torch import Tensor, nn
 
 
-def orthogonal(G: Tensor) -> Tensor:
-    """The orthogonal matrix nearest to G (m, n), roughly: singular values end between 0.7 and 1.2.
+def orthogonal(G: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The orthogonal matrices nearest to G (k, m, n), roughly: singular values end between 0.7 and 1.2.
 
     Five steps of the quintic Newton-Schulz iteration with Muon's coefficients (K. Jordan 2024, "Muon: an
-    optimizer for hidden layers in neural networks").
+    optimizer for hidden layers in neural networks"), for which bf16 is exact enough.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    X = G / (G.norm() + 1e-7)
-    if G.shape[0] > G.shape[1]:
-        X = X.T
+    tall = G.shape[1] > G.shape[2]
+    X = (G / (G.norm(dim=(1, 2), keepdim=True) + 1e-7)).to(dtype)
+    X = X.mT if tall else X
     for _ in range(5):
-        A = X @ X.T
-        X = a * X + (b * A + c * A @ A) @ X
-    return X.T if G.shape[0] > G.shape[1] else X
+        A = X @ X.mT
+        X = torch.baddbmm(X, torch.baddbmm(A, A, A, beta=b, alpha=c), X, beta=a)
+    return X.mT if tall else X
 
 
 class Muon(torch.optim.Optimizer):
     """Muon for the weights of linear layers and convolutions (as matrices c_out x rest), Adam for the others.
 
     Updates are scaled by 0.2 sqrt(longer side), so that one learning rate serves both (Liu et al. 2025,
-    arXiv 2502.16982, section 2.2).
+    arXiv 2502.16982, section 2.2). dtype: what the iteration for orthogonal matrices computes in.
     """
 
-    def __init__(self, model: nn.Module, lr: float = 1e-3, momentum: float = 0.95,
-                 betas: tuple[float, float] = (0.9, 0.99)) -> None:
+    def __init__(self, model: nn.Module, dtype: torch.dtype = torch.float32, lr: float = 1e-3,
+                 momentum: float = 0.95, betas: tuple[float, float] = (0.9, 0.99)) -> None:
+        self.dtype = dtype
         matrices = [module.weight for module in model.modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
         chosen = set(map(id, matrices))
         others = [p for p in model.parameters() if id(p) not in chosen]
@@ -45,15 +46,21 @@ class Muon(torch.optim.Optimizer):
     def step(self) -> None:
         """One update of every parameter that has a gradient."""
         for group in self.param_groups:
+            alike: dict[tuple[int, int], list[nn.Parameter]] = {}
             for p in (p for p in group["params"] if p.grad is not None):
-                update = self._orthogonal(p, group) if group["muon"] else self._adam(p, group)
-                p.sub_(group["lr"] * update)
+                if group["muon"]:
+                    alike.setdefault(p.flatten(1).shape, []).append(p)
+                else:
+                    p.sub_(group["lr"] * self._adam(p, group))
+            for shape, parameters in alike.items():  # together: one at a time they are too small for a core
+                updates = orthogonal(torch.stack([self._momentum(p, group) for p in parameters]), self.dtype)
+                for p, update in zip(parameters, updates, strict=True):
+                    p.sub_(group["lr"] * 0.2 * max(shape) ** 0.5 * update.view(p.shape))
 
-    def _orthogonal(self, p: Tensor, group: dict) -> Tensor:
-        state, mu = self.state[p], group["momentum"]
-        m = state.setdefault("m", torch.zeros_like(p)).lerp_(p.grad, 1 - mu)
-        update = orthogonal(torch.lerp(p.grad, m, mu).flatten(1))  # Nesterov's momentum
-        return 0.2 * max(update.shape) ** 0.5 * update.view(p.shape)
+    def _momentum(self, p: Tensor, group: dict) -> Tensor:
+        """Nesterov's momentum as a matrix (c_out, rest)."""
+        m = self.state[p].setdefault("m", torch.zeros_like(p)).lerp_(p.grad, 1 - group["momentum"])
+        return torch.lerp(p.grad, m, group["momentum"]).flatten(1)
 
     def _adam(self, p: Tensor, group: dict) -> Tensor:
         state, (beta1, beta2) = self.state[p], group["betas"]

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from machine import DTYPES
 from tiny.common import TINY, draw_images, note
 from tiny.muon import Muon
 
@@ -71,7 +72,7 @@ class Run:
         """`decay`: the average's. `begin`: the step that `model` has come to where nothing was saved yet."""
         self.args, self.name, self.model, self.decay = args, name, model, decay
         self.average = copy.deepcopy(model).requires_grad_(False)
-        self.optimizer = Muon(model)
+        self.optimizer = Muon(model, DTYPES[args.precision])
         self.state, self.began = args.out / f"{name}.state.safetensors", time.time()
         self.start = self._load() if self.state.exists() else begin
 

@@ -56,15 +56,15 @@ def draw_hole(seed: int, size: int) -> tuple[np.ndarray, tuple[str, ...], np.nda
 class HolePool(Pool):
     """A pool whose cells are those of holes, and that keeps the latents of what is around them."""
 
-    def __init__(self, vae: VAE, words: Words) -> None:
-        super().__init__(vae, words)
+    def __init__(self, vae: VAE, words: Words, precision: str = "fp32") -> None:
+        super().__init__(vae, words, precision)
         self.z_masked = torch.zeros(POOL, 4, 16, 16)
 
     @torch.no_grad()
     def add(self, image: Tensor, words: list[tuple[str, ...]], hole: Tensor) -> None:
         where = torch.arange(self.made, self.made + len(image)) % POOL
         super().add(image, words, hole)
-        mean, std = self.vae.posterior((image * (1 - hole)).to(next(self.vae.parameters()).device))
+        mean, std = self.posterior(image * (1 - hole))
         self.z_masked[where] = (mean + std * torch.randn_like(std)).float().cpu()
 
     def batch(self, size: int, step: int) -> tuple[Tensor, ...]:
@@ -138,7 +138,7 @@ def main() -> None:
     model = prepare(start_from(args.out), args.device, args.precision)
     run, diffusion = Run(args, FOLDER, model, 0.9995), Diffusion()
 
-    pool, test = HolePool(vae, model.words), HolePool(vae, model.words)
+    pool, test = HolePool(vae, model.words, args.precision), HolePool(vae, model.words)
     test.add(*draw_holes(range(HELD_OUT + 2000, HELD_OUT + 2256)))
     next_seed = FIRST + run.start * args.fresh
     for seed in tqdm(range(max(0, next_seed - POOL), next_seed, 32), "drawing", disable=None):

@@ -87,8 +87,8 @@ class Denoiser(nn.Module):
 class Pool:
     """A ring of encoded pictures: posterior mean and deviation, token ids, the cells that show a damage."""
 
-    def __init__(self, vae: VAE, words: Words) -> None:
-        self.vae, self.words, self.made = vae, words, 0
+    def __init__(self, vae: VAE, words: Words, precision: str = "fp32") -> None:
+        self.vae, self.words, self.made, self.dtype = vae, words, 0, DTYPES[precision]
         self.mean, self.std = torch.zeros(POOL, 4, 16, 16), torch.zeros(POOL, 4, 16, 16)
         self.ids = torch.ones(POOL, TEXT.max_position_embeddings, dtype=torch.long)
         self.cells = torch.zeros(POOL, 1, 16, 16)
@@ -96,11 +96,16 @@ class Pool:
     @torch.no_grad()
     def add(self, image: Tensor, words: list[tuple[str, ...]], mask: Tensor) -> None:
         where = torch.arange(self.made, self.made + len(image)) % POOL
-        image = image.to(next(self.vae.parameters()).device, memory_format=torch.channels_last)
-        mean, std = self.vae.posterior(image)
+        mean, std = self.posterior(image)
         self.mean[where], self.std[where] = mean.float().cpu(), std.float().cpu()
         self.ids[where], self.cells[where] = self.words.ids(words), latent_mask(mask)
         self.made += len(image)
+
+    def posterior(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """The VAE's, computed where it is."""
+        device = next(self.vae.parameters()).device
+        with autocast(device, self.dtype):
+            return self.vae.posterior(image.to(device, memory_format=torch.channels_last))
 
     def batch(self, size: int, step: int) -> tuple[Tensor, ...]:
         """z_0, eps, t, ids (a tenth of them null) and cells: a function of the step and the pool."""
@@ -188,7 +193,7 @@ def main() -> None:
         model.read(args.start)
     run, diffusion = Run(args, "unet", model, 0.9995, args.start_step), Diffusion()
 
-    pool, test = Pool(vae, model.words), Pool(vae, model.words)
+    pool, test = Pool(vae, model.words, args.precision), Pool(vae, model.words)
     test.add(*draw_images(range(HELD_OUT + 2000, HELD_OUT + 2256)))
     next_seed = FIRST + run.start * args.fresh
     for seed in tqdm(range(max(0, next_seed - POOL), next_seed, 32), "drawing", disable=None):
