@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -113,8 +112,8 @@ def test_holes_are_filled_by_words_for_what_is_in_them() -> None:
 
 
 def run(module: str, *arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", module, *arguments], cwd=ROOT, check=True, capture_output=True,
-                   env={**os.environ, "OMP_NUM_THREADS": "2"})
+    subprocess.run([sys.executable, "-m", module, "--held-out", "16", *arguments], cwd=ROOT, check=True,
+                   capture_output=True)
 
 
 @pytest.mark.slow
@@ -124,14 +123,14 @@ def test_the_training_scripts_train_and_go_on(tmp_path: Path) -> None:
     run("tiny.train_vae", "--steps", "4", "--decoder-only", "--out", str(tmp_path))
     steps = [json.loads(line)["step"] for line in (tmp_path / "vae.jsonl").read_text().splitlines()]
     assert steps == [2, 3, 4]
-    run("tiny.train_unet", "--steps", "1", "--out", str(tmp_path))
-    run("tiny.train_unet", "--steps", "2", "--out", str(tmp_path))
+    run("tiny.train_unet", "--first", "32", "--steps", "1", "--out", str(tmp_path))
+    run("tiny.train_unet", "--first", "32", "--steps", "2", "--out", str(tmp_path))
     steps = [json.loads(line)["step"] for line in (tmp_path / "unet.jsonl").read_text().splitlines()]
     assert steps == [1, 2]
     assert (tmp_path / "samples.png").stat().st_size > 10_000
     load_unet(str(tmp_path), device="cpu", dtype=torch.float32)
-    run("tiny.train_inpaint", "--steps", "1", "--out", str(tmp_path))
-    run("tiny.train_inpaint", "--steps", "2", "--out", str(tmp_path))
+    run("tiny.train_inpaint", "--first", "32", "--steps", "1", "--out", str(tmp_path))
+    run("tiny.train_inpaint", "--first", "32", "--steps", "2", "--out", str(tmp_path))
     unet, widened = load_inpainting_unet(str(tmp_path), device="cpu", dtype=torch.float32)
     assert not widened and unet.config.in_channels == 9
     assert (tmp_path / "samples_inpaint.png").stat().st_size > 10_000

@@ -27,6 +27,7 @@ def training_flags(doc: str | None, steps: int, lr: float) -> argparse.ArgumentP
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--fresh", type=int, default=8, help="new pictures a step")
+    parser.add_argument("--held-out", type=int, default=256, help="pictures that the numbers are taken from")
     parser.add_argument("--lr", type=float, default=lr)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32",

@@ -26,7 +26,16 @@ from seeds import numpy_rng, torch_rng
 from tiny.common import HELD_OUT, prepare, save_component
 from tiny.procedural import draw_pair
 from tiny.run import Run, training_flags
-from tiny.train_unet import FIRST, POOL, Denoiser, Pool, Words, component_config, in_cells, min_snr
+from tiny.train_unet import (
+    POOL,
+    Denoiser,
+    Pool,
+    Words,
+    component_config,
+    in_cells,
+    min_snr,
+    pool_flags,
+)
 
 DAMAGED, WHOLE = 0.5, 0.1  # shares: of damaged pictures that stay so, of holes that are the whole picture
 
@@ -105,7 +114,7 @@ def held_out_loss(model: Denoiser, pool: HolePool) -> float:
 
 
 @torch.no_grad()
-def draw_sheet(model: Denoiser, vae: VAE, path: Path, guidance: float = 3.0, count: int = 24) -> None:
+def draw_sheet(model: Denoiser, vae: VAE, path: Path, count: int, guidance: float = 3.0) -> None:
     """In rows of threes: held-out pictures without their holes, filled by their words, and as they were."""
     device = next(model.parameters()).device
     image, words, hole = draw_holes(range(HELD_OUT + 5000, HELD_OUT + 5000 + count))
@@ -129,7 +138,7 @@ def draw_sheet(model: Denoiser, vae: VAE, path: Path, guidance: float = 3.0, cou
 def main() -> None:
     """The command: train on from where it was, write weights and samples."""
     parser = training_flags(__doc__, steps=1500, lr=5e-4)
-    parser.add_argument("--batch-size", type=int, default=32)
+    pool_flags(parser)
     args = parser.parse_args()
 
     torch.manual_seed(0)
@@ -139,11 +148,11 @@ def main() -> None:
     run, diffusion = Run(args, FOLDER, model, 0.9995), Diffusion()
 
     pool, test = HolePool(vae, model.words, args.precision), HolePool(vae, model.words)
-    test.add(*draw_holes(range(HELD_OUT + 2000, HELD_OUT + 2256)))
-    next_seed = FIRST + run.start * args.fresh
+    test.add(*draw_holes(range(HELD_OUT + 2000, HELD_OUT + 2000 + args.held_out)))
+    next_seed = args.first + run.start * args.fresh
     for seed in tqdm(range(max(0, next_seed - POOL), next_seed, 32), "drawing", disable=None):
         pool.add(*draw_holes(range(seed, seed + 32)))
-    for step, drawn in run.steps(FIRST, draw_holes):
+    for step, drawn in run.steps(args.first, draw_holes):
         pool.add(*drawn)
         z_0, eps, t, ids, *picture = (x.to(args.device) for x in pool.batch(args.batch_size, step))
         with autocast(torch.device(args.device), DTYPES[args.precision]):
@@ -154,7 +163,7 @@ def main() -> None:
             run.save(step, {"held_out_loss": held_out_loss(run.average, test), "loss": loss.item()})
             save_component(args.out / FOLDER, run.average.unet, component_config(run.average.unet.config))
         if run.due(step, 1000):
-            draw_sheet(run.average, vae, args.out / "samples_inpaint.png")
+            draw_sheet(run.average, vae, args.out / "samples_inpaint.png", min(24, args.held_out))
 
 
 if __name__ == "__main__":

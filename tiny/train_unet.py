@@ -6,6 +6,7 @@ a small CLIP text model that is trained along; a tenth of the pictures lose thei
 
 from __future__ import annotations
 
+import argparse
 import copy
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,6 @@ TEXT = CLIPTextConfig(vocab_size=len(VOCABULARY), hidden_size=128, intermediate_
                       num_attention_heads=4, max_position_embeddings=12, projection_dim=128, bos_token_id=0,
                       eos_token_id=1, pad_token_id=1)
 POOL = 24_576  # pictures kept as latents; each step adds fresh ones over the oldest
-FIRST = 1024  # pictures drawn before the first step
 
 
 @torch.no_grad()
@@ -132,6 +132,12 @@ def in_cells(error: Tensor, cells: Tensor) -> Tensor:
     return (error * cells).sum(dim=(1, 2, 3)) / count.clamp(min=1)
 
 
+def pool_flags(parser: argparse.ArgumentParser) -> None:
+    """What a training from a pool takes beside tiny/run.py's flags."""
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--first", type=int, default=1024, help="pictures drawn before the first step")
+
+
 def component_config(config: UNetConfig) -> dict[str, Any]:
     """A UNet's config.json in diffusers' layout."""
     return {"_class_name": "UNet2DConditionModel", **vars(config), "sample_size": 16, "act_fn": "silu",
@@ -159,7 +165,7 @@ def held_out_losses(model: Denoiser, pool: Pool) -> dict[str, float]:
 
 
 @torch.no_grad()
-def draw_sheet(model: Denoiser, vae: VAE, path: Path, guidance: float = 3.0, count: int = 32) -> None:
+def draw_sheet(model: Denoiser, vae: VAE, path: Path, count: int, guidance: float = 3.0) -> None:
     """Samples for the words of held-out pictures, above the pictures themselves."""
     image, words, _ = draw_images(range(HELD_OUT + 5000, HELD_OUT + 5000 + count))
     context = torch.cat([model.words(model.words.ids(words)), model.words(model.words.ids([()] * count))])
@@ -179,7 +185,7 @@ def draw_sheet(model: Denoiser, vae: VAE, path: Path, guidance: float = 3.0, cou
 def main() -> None:
     """The command: train on from where it was, write weights and samples."""
     parser = training_flags(__doc__, steps=2000, lr=1.5e-3)
-    parser.add_argument("--batch-size", type=int, default=32)
+    pool_flags(parser)
     parser.add_argument("--start", type=Path, help="begin with the weights of this base")
     parser.add_argument("--start-step", type=int, default=0, help="the step that those were trained for")
     args = parser.parse_args()
@@ -194,11 +200,11 @@ def main() -> None:
     run, diffusion = Run(args, "unet", model, 0.9995, args.start_step), Diffusion()
 
     pool, test = Pool(vae, model.words, args.precision), Pool(vae, model.words)
-    test.add(*draw_images(range(HELD_OUT + 2000, HELD_OUT + 2256)))
-    next_seed = FIRST + run.start * args.fresh
+    test.add(*draw_images(range(HELD_OUT + 2000, HELD_OUT + 2000 + args.held_out)))
+    next_seed = args.first + run.start * args.fresh
     for seed in tqdm(range(max(0, next_seed - POOL), next_seed, 32), "drawing", disable=None):
         pool.add(*draw_images(range(seed, seed + 32)))
-    for step, pictures in run.steps(FIRST):
+    for step, pictures in run.steps(args.first):
         pool.add(*pictures)
         z_0, eps, t, ids, _ = (x.to(args.device) for x in pool.batch(args.batch_size, step))
         with autocast(torch.device(args.device), DTYPES[args.precision]):
@@ -209,7 +215,7 @@ def main() -> None:
             run.save(step, held_out_losses(run.average, test) | {"loss": loss.item()})
             export(run.average, args.out)
         if run.due(step, 1000):
-            draw_sheet(run.average, vae, args.out / "samples.png")
+            draw_sheet(run.average, vae, args.out / "samples.png", min(32, args.held_out))
 
 
 if __name__ == "__main__":

@@ -96,11 +96,11 @@ def lab(image: Tensor) -> Tensor:
     return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], dim=1)
 
 
-def held_out(vae: VAE) -> dict[str, float]:
+def held_out(vae: VAE, count: int) -> dict[str, float]:
     """The numbers of the README: procedural images and demo bottles that training never saw."""
     from demo import CLASSES, draw_bottle
-    image, *_ = draw_images(range(HELD_OUT, HELD_OUT + 64))
-    bottles = np.stack([draw_bottle(c, HELD_OUT + i, 128)[0] for c in CLASSES for i in range(16)])
+    image, *_ = draw_images(range(HELD_OUT, HELD_OUT + count))
+    bottles = np.stack([draw_bottle(c, HELD_OUT + i, 128)[0] for c in CLASSES for i in range(count // 4)])
     bottles = torch.from_numpy(bottles).permute(0, 3, 1, 2).float() / 127.5 - 1
     (psnr, chroma), (bottle_psnr, bottle_chroma) = evaluate(vae, image), evaluate(vae, bottles)
     return {"psnr_procedural": psnr, "chroma_procedural": chroma, "psnr_demo": bottle_psnr,
@@ -108,11 +108,11 @@ def held_out(vae: VAE) -> dict[str, float]:
 
 
 @torch.no_grad()
-def standardised(vae: VAE) -> VAE:
+def standardised(vae: VAE, count: int) -> VAE:
     """The same autoencoder with latent channels of mean 0 and variance 1, by 1 x 1 convolutions alone: left
     as trained, lightness has four times the spread of colour, which diffusion would then settle last."""
     vae = copy.deepcopy(vae)
-    image, *_ = draw_images(range(HELD_OUT + 1000, HELD_OUT + 1256))
+    image, *_ = draw_images(range(HELD_OUT + 1000, HELD_OUT + 1000 + count))
     mean = torch.cat([vae.posterior(x)[0] for x in image.split(16)]) / vae.config.scaling_factor
     std, mean = torch.std_mean(mean, dim=(0, 2, 3))
     quant, post = vae.quant_conv, vae.post_quant_conv
@@ -125,12 +125,12 @@ def standardised(vae: VAE) -> VAE:
     return vae
 
 
-def export(vae: VAE, folder: Path) -> None:
-    """Write tiny/vae in diffusers' layout."""
+def export(vae: VAE, folder: Path, count: int) -> None:
+    """Write tiny/vae in diffusers' layout; `count` pictures standardise its latents."""
     config = {"_class_name": "AutoencoderKL", "act_fn": "silu", **vars(CONFIG),
               "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4,
               "sample_size": 128, "scaling_factor": 1.0, "force_upcast": False}
-    save_component(folder, standardised(vae), config)
+    save_component(folder, standardised(vae, count), config)
 
 
 def main() -> None:
@@ -159,8 +159,8 @@ def main() -> None:
             loss = loss_fn(vae, image, noise.to(args.device))
         run.update(step, loss)
         if run.due(step, 250):
-            run.save(step, held_out(run.average) | {"loss": loss.item()})
-            export(run.average, args.out / "vae")
+            run.save(step, held_out(run.average, args.held_out // 4) | {"loss": loss.item()})
+            export(run.average, args.out / "vae", args.held_out)
 
 
 if __name__ == "__main__":
