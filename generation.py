@@ -142,6 +142,13 @@ class Generator:
         """The same, drawn into the holes (B, 1, R, R) of pictures (B, 3, R, R)."""
         return paint(self.unet, self.vae, self.context, self._ids(wanted), image, hole, drawing, control)
 
+    @torch.no_grad()
+    def rendered(self, image: Tensor) -> Tensor:
+        """Pictures (B, 3, R, R) in [-1, 1] through the VAE and back: what painting nothing would give."""
+        device = self.vae.quant_conv.weight.device
+        return torch.cat([self.vae.decode(self.vae.posterior(one.to(device))[0])
+                          for one in image.split(1)]).clamp(-1, 1)
+
 
 def _load_base(base: str, kind: str, *, widened: bool) -> UNet:
     """The UNet that a checkpoint of `kind` was trained on, on the CPU and in fp32."""

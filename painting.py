@@ -87,15 +87,18 @@ class Painting:
             masks = [task.view.region * np.uint8(not is_good(damage))
                      for task, damage in zip(tasks, damages, strict=True)]
             control = generator.steered.control(masks, damages, self.steer)
-        painted = generator.paint(wanted, image.float() / 127.5 - 1, hole.float(), drawing, control)
-        return [self._sample(task, damage, np.asarray(tensor_to_image(picture)))
-                for task, (damage, _), picture in zip(tasks, wanted, painted, strict=True)]
+        image = image.float() / 127.5 - 1
+        pairs = zip(generator.rendered(image), generator.paint(wanted, image, hole.float(), drawing, control),
+                    strict=True)
+        return [self._sample(task, damage, *(np.asarray(tensor_to_image(picture)) for picture in pair))
+                for task, (damage, _), pair in zip(tasks, wanted, pairs, strict=True)]
 
-    def _sample(self, task: Task, damage: str, picture: np.ndarray) -> Sample:
+    def _sample(self, task: Task, damage: str, before: np.ndarray, picture: np.ndarray) -> Sample:
+        """before: the view as the VAE renders it, so that its blur does not count as the model's change."""
         result = paste(task.photo, task.view, picture, seam=self.seams.paste,
                        match_colour=self.seams.match_colour)
         mask = None if is_good(damage) else task.view.mask
-        return Sample(result, mask, {**task.about, **changes(task.view, picture)})
+        return Sample(result, mask, {**task.about, **changes(before, picture, task.view.hole)})
 
 
 def open_painting(images: str | None, masks: str | None, header: Header, classes: list[str], seams: Seams,

@@ -84,13 +84,14 @@ def _matched(picture: np.ndarray, there: np.ndarray, ring: np.ndarray) -> np.nda
     return picture + there[ring].mean(axis=0) - picture[ring].mean(axis=0) if ring.any() else picture
 
 
-def changes(view: View, painted: np.ndarray) -> dict[str, float]:
-    """Before pasting: the share of the squared change that lies in the hole, and the mean change there.
+def changes(before: np.ndarray, painted: np.ndarray, hole: np.ndarray) -> dict[str, float]:
+    """What the model did to a picture: all (R,R,..), the first two uint8 and both as the VAE renders them.
 
-    The first says whether the model kept to the mask, the second, in levels of 255, whether it did anything.
+    fidelity: the share of the squared change that lies in the hole: did it keep to the mask? change: the mean
+    there, in levels of 255: did it do anything?
     """
-    difference = painted.astype(np.float32) - view.image
+    difference = painted.astype(np.float32) - before
     square = np.square(difference).sum(axis=2)
-    inside = view.hole > 0
+    inside = hole > 0
     return {"fidelity": round(float(square[inside].sum() / max(square.sum(), 1e-6)), 4),
             "change": round(float(np.abs(difference[inside]).mean()), 2)}
