@@ -12,6 +12,7 @@ import datetime
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -42,8 +43,11 @@ ABLATIONS: dict[str, dict[str, tuple[str, str]]] = {
                "20 images a class": ("", "")},
     "guidance": {"guidance 1": ("", "--guidance 1"), "guidance 2": ("", ""),
                  "guidance 4": ("", "--guidance 4")},
-    "defect_weight": {"weight 0": ("", ""),
-                      **{f"weight {w}": (f"--defect-weight {w}", "") for w in (0.25, 0.5, 0.75)}},
+    "context": {"class": ("", ""),  # 5e-3: a word's vectors are a tenth of the table's in size
+                "prompt": ("--context prompt --embedding-lr 5e-3 --prompt 'dark vessel with {damage} on-white'",
+                           "")},
+    "defect_weight": {"weight 0": ("", ""), "weight 0.5": ("--defect-weight 0.5", ""),
+                      "weight 0.75": ("--defect-weight 0.75", "")},
 }
 INPAINT = ("defect_weight",)  # by train_inpaint.py, painted into undamaged photos that were not trained on
 
@@ -76,10 +80,10 @@ def main() -> None:
     rows = []
     for arm, (train_flags, sample_flags) in ABLATIONS[arguments.name].items():
         for seed in arguments.seeds:
-            run = arguments.work / f"{script[:-3]}{'_'.join(['', *train_flags.split()])}-{seed}"
+            run = arguments.work / f"{script[:-3]}{'_'.join(['', *shlex.split(train_flags)])}-{seed}"
             out = arguments.work / f"{arguments.name}-{arm.replace(' ', '_')}-{seed}"
-            train_command = f"--data {data} --out {run} --seed {seed} {TRAIN} {train_flags}".split()
-            sample_command = f"--ckpt {run} --out {out} --seed {seed} {sample} {sample_flags}".split()
+            train_command = shlex.split(f"--data {data} --out '{run}' --seed {seed} {TRAIN} {train_flags}")
+            sample_command = shlex.split(f"--ckpt '{run}' --out {out} --seed {seed} {sample} {sample_flags}")
             seconds = [command(script, *train_command), command("sample.py", *sample_command)]
             table = judged(judge, *load_folder(out))
             describe(f"{arm}, seed {seed}", table)
@@ -89,7 +93,7 @@ def main() -> None:
             rows.append({"arm": arm, "seed": seed, "correct": correct, "total": total,
                          "interval": wilson(correct, total), "confusion": table.tolist(),
                          "fidelity": sum(fidelity) / len(fidelity) if fidelity else None,
-                         "train": " ".join(train_command), "sample": " ".join(sample_command),
+                         "train": shlex.join(train_command), "sample": shlex.join(sample_command),
                          "train_seconds": round(seconds[0]), "sample_seconds": round(seconds[1])})
             result = {"date": datetime.date.today().isoformat(), "machine": platform.machine(),
                       "cores": os.cpu_count(), "torch": torch.__version__, "classes": 4,
