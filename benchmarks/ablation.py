@@ -29,6 +29,7 @@ from tiny.judge import demo_images, describe, judged, load_folder, load_or_train
 TRAIN = "--base tiny --resolution 128 --epochs 40 --batch-size 8 --lr 2e-3 --lr-decay 25=0.5 35=0.1 " \
         "--embedding-lr 1e-2 --init-std 0.5 --tokens-per-class 4 --class-dropout 0.1 --ema 0.99 " \
         "--preview-every 0 --save-every 20"
+PROMPT = "--prompt 'dark vessel with {damage} on-white'"  # the base's words for the like of the demo's bottle
 SAMPLE = "--guidance 2 --steps 25 --per-class 25 --batch-size 25"
 
 # name -> arms: what each adds to TRAIN, and to SAMPLE (a later flag wins over an earlier one)
@@ -43,9 +44,7 @@ ABLATIONS: dict[str, dict[str, tuple[str, str]]] = {
                "20 images a class": ("", "")},
     "guidance": {"guidance 1": ("", "--guidance 1"), "guidance 2": ("", ""),
                  "guidance 4": ("", "--guidance 4")},
-    "context": {"class": ("", ""),  # 5e-3: a word's vectors are a tenth of the table's in size
-                "prompt": ("--context prompt --embedding-lr 5e-3 --prompt 'dark vessel with {damage} on-white'",
-                           "")},
+    "context": {"class": ("", ""), "prompt": (f"--context prompt --embedding-lr 5e-3 {PROMPT}", "")},
     "defect_weight": {"weight 0": ("", ""), "weight 0.5": ("--defect-weight 0.5", ""),
                       "weight 0.75": ("--defect-weight 0.75", "")},
 }
