@@ -26,10 +26,9 @@ MB = 1_000_000
 
 
 def test_the_weights_are_small_enough_for_a_repository() -> None:
-    files = [next((TINY / part).glob("*.safetensors")) for part in ("unet", "vae", "text_encoder")]
-    sizes = {path: path.stat().st_size for path in files}
-    assert max(sizes.values()) < 16 * MB
-    assert sum(sizes.values()) <= 20 * MB
+    parts = ("unet", "vae", "text_encoder", "unet_inpaint", "features")
+    sizes = [next((TINY / part).glob("*.safetensors")).stat().st_size for part in parts]
+    assert max(sizes) < 16 * MB and sum(sizes[:3]) <= 20 * MB and sum(sizes) <= 32 * MB
 
 
 def test_diffusers_and_transformers_open_it_and_agree() -> None:
@@ -44,6 +43,11 @@ def test_diffusers_and_transformers_open_it_and_agree() -> None:
         context = text(input_ids=torch.tensor([[0, 2, 30, 1]])).last_hidden_state
         z, t = torch.randn(1, 4, 16, 16), torch.tensor([500])
         torch.testing.assert_close(ours(z, t, context), theirs(z, t, context).sample)
+        their_nine = UNet2DConditionModel.from_pretrained(TINY / "unet_inpaint", variant="fp16").float()
+        nine, widened = load_inpainting_unet("tiny", device="cpu", dtype=torch.float32)
+        z_9 = torch.randn(1, 9, 16, 16)
+        torch.testing.assert_close(nine(z_9, t, context), their_nine(z_9, t, context).sample)
+        assert not widened and not torch.equal(nine.conv_in.weight[:, 4:], torch.zeros(96, 5, 3, 3))
         vae = load_vae("tiny", device="cpu", dtype=torch.float32)
         their_vae = AutoencoderKL.from_pretrained(TINY / "vae", variant="fp16").float()
         assert their_vae.config.scaling_factor == vae.config.scaling_factor
