@@ -34,7 +34,9 @@ class TextConfig:
 def clip_text_model(config: TextConfig) -> nn.Module:
     """transformers' model of this shape. Its activation x * sigmoid(1.702 x) is its config's default."""
     from transformers import CLIPTextConfig, CLIPTextModel
-    return CLIPTextModel(CLIPTextConfig(**dataclasses.asdict(config)))
+    # Start and end are the last words of a vocabulary; transformers complains of numbers beyond it.
+    ends = {"bos_token_id": config.vocab_size - 2, "eos_token_id": config.vocab_size - 1}
+    return CLIPTextModel(CLIPTextConfig(**dataclasses.asdict(config), **ends))
 
 
 def text_name(name: str) -> str | None:

@@ -62,6 +62,7 @@ def test_its_words(tmp_path: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (TINY / "tokenizer" / name).read_text() == (tmp_path / name).read_text()
     text = load_text_encoder("tiny", dim=128, device="cpu")
+    assert (text.clip.config.bos_token_id, text.clip.config.eos_token_id) == (56, 57)  # else a warning
     words = ["dark", "ring", "large", "crack", "on-white"]
     expected = [0, *map(VOCABULARY.index, words), 1, 1, 1, 1, 1, 1]
     assert text.prompt_ids("a photo of a Dark ring with a large crack, on-white").tolist() == expected
