@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -170,6 +171,8 @@ def stacked(texts: list[str]) -> list[tuple[Path, float]]:
         name, _, strength = text.rpartition("=")
         try:
             pairs.append((Path(name), float(strength)) if name else (Path(text), 1.0))
+            if not math.isfinite(pairs[-1][1]):
+                raise ValueError
         except ValueError:
             raise UserError(f"--lora {text}: expected FILE=STRENGTH, such as style.safetensors=0.6") from None
     return pairs
