@@ -12,7 +12,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapter import WIDE
 from card import Card, Place, model_card, write_card
 from config import flag, parse
 from errors import UserError
@@ -77,7 +76,7 @@ def main() -> None:
                 config.numbers and Path(config.numbers))
     if with_card:  # its text first: a mistake there should leave nothing half done
         place = Place(config.to, out.resolve().name, config.push_to_hub)
-        text = model_card(file.about, place, card, widened=WIDE in file.rest)
+        text = model_card(file.about, place, card, widened=file.widened)
     if config.push_to_hub is not None:
         log_in(config.push_to_hub)
     written = write_lora(file, out, config.to)

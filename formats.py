@@ -79,6 +79,11 @@ class LoRAFile:
     about: dict[str, Any] | None
     rest: dict[str, Tensor]
 
+    @property
+    def widened(self) -> bool:
+        """Whether the first layer is in it whole, as where a base was widened to take masks."""
+        return "unet.conv_in.weight" in self.rest
+
 
 def read_lora(path: Path) -> LoRAFile:
     """A LoRA file, or the folder that holds one, in any of the layouts; which one is seen from its tensors.

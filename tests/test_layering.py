@@ -24,7 +24,7 @@ ALLOWED = {
     "export": "errors files formats sd.text",
     "card": "errors files sample_folder sd.text",
     "publish": "errors",
-    "convert": "adapter card config errors export formats publish",
+    "convert": "card config errors export formats publish",
     "lora": "convert errors seeds",  # convert only for its command line
     "foreign": "errors formats lora",
     "adapter": "errors files lora seeds",
