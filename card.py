@@ -17,7 +17,8 @@ from sd.text import placeholder
 
 SETTINGS = {"resolution": "resolution, pixels", "rank": "LoRA rank", "alpha": "LoRA alpha",
             "epochs": "epochs", "batch_size": "batch size", "lr": "learning rate",
-            "class_dropout": "class dropout", "tokens_per_class": "tokens a class", "seed": "seed"}
+            "class_dropout": "class dropout", "tokens_per_class": "tokens a class", "seed": "seed",
+            "step": "steps"}
 LOAD = {"diffusers": 'pipe.load_lora_weights("{place}")',
         "peft": 'pipe.unet = peft.PeftModel.from_pretrained(pipe.unet, "{place}")',
         "kohya": 'pipe.load_lora_weights("{place}", weight_name="{name}.safetensors")'}
@@ -31,6 +32,9 @@ damage type there. One trained with `--context prompt` does."""
 WIDENED = """
 Its base had no inpainting UNet. The widened first layer, `unet.conv_in.weight` in `damage_types.safetensors`,
 has to take that layer's place."""
+STEERED = """
+Its ControlNet is in `damage_types.safetensors` too; `export_controlnet.py` writes it as diffusers and ComfyUI
+read it."""
 NOTHING = "not given"
 
 
@@ -61,12 +65,12 @@ def model_card(about: dict[str, Any], place: Place, card: Card, *, widened: bool
         _sheet(card.samples)
     numbers = f"Numbers: {NOTHING}." if card.numbers is None else _numbers(card.numbers)
     base, _ = _hub_id(about["base"])
-    published, config = (base or "").startswith("stable-diffusion-v1-5/"), about["config"]
+    published, settings = (base or "").startswith("stable-diffusion-v1-5/"), about["config"] | about
     prompts = about.get("prompts") or [""] * len(about["classes"])
     lines = ["---", *([f"base_model: {base}", "base_model_relation: adapter"] if base else []),
              *(["license: creativeml-openrail-m"] if published else []),
              f"library_name: {'peft' if place.layout == 'peft' else 'diffusers'}",
-             "pipeline_tag: text-to-image",
+             f"pipeline_tag: {'image' if about['kind'] == 'inpaint' else 'text'}-to-image",
              "tags: [lora, stable-diffusion, industrial-defects, few-shot]", "---", f"# {place.name}", "",
              f"A LoRA for {base or 'a base of its own'}, trained on photos of these damages:", "",
              *(f"- {damage}" + f": `{prompt}`" * bool(prompt)
@@ -74,11 +78,11 @@ def model_card(about: dict[str, Any], place: Place, card: Card, *, widened: bool
     if card.samples is not None:
         lines += ["", "![samples, one row a damage type](samples.png)"]
     lines += ["", "## Use", "", "```python", *_use(about, place), "```", *_elsewhere(about, place),
-              *(WIDENED.splitlines() if widened else []), "", "## Training", "", "| setting | value |",
-              "|---|---|",
-              *(f"| {title} | {config[key]} |" for key, title in SETTINGS.items() if key in config),
-              f"| steps | {about['step']} |", "",
-              f"Data: {', '.join(Path(data).name or data for data in config['data'])}; licence: "
+              *(WIDENED.splitlines() if widened else []),
+              *(STEERED.splitlines() if about["kind"] == "control" else []),
+              "", "## Training", "", "| setting | value |", "|---|---|",
+              *(f"| {title} | {settings[key]} |" for key, title in SETTINGS.items()), "",
+              f"Data: {', '.join(Path(data).name or data for data in settings['data'])}; licence: "
               f"{card.data_licence or NOTHING}. It binds what is drawn as well.",
               "", "## Evaluation", "", numbers, ""]
     return "\n".join(lines)
@@ -119,7 +123,7 @@ def _use(about: dict[str, Any], place: Place) -> list[str]:
     if place.layout == "peft":
         imports.append("import peft")
     if paints:
-        imports.append("from diffusers.utils import load_image")
+        imports.insert(0, "from diffusers.utils import load_image")
         arguments.append('image=load_image("photo.png"), mask_image=load_image("mask.png")')
     arguments.append(f"height={about['resolution']}, width={about['resolution']}")
     return [f"from diffusers import {pipeline}", *imports, "",

@@ -19,6 +19,8 @@ from test_paint import paint, photos
 from test_paint import run as painter
 
 import sample
+import train_controlnet
+import train_inpaint
 from adapter import read_adapter
 from card import Card, Place, model_card
 
@@ -87,6 +89,23 @@ def test_its_script_paints(painter: Path, photos: Path, monkeypatch: pytest.Monk
     drawn = picture_of_card(Path("bottle/README.md"), pipe, "broken_large", monkeypatch)
     assert drawn.shape == (3, 64, 64) and drawn.isfinite().all()
     assert "lora_A" in str(list(pipe.unet.state_dict()))
+
+
+def test_of_a_widened_base_and_of_a_controlnet(run: Path, place: object) -> None:
+    """What else has to be known of them; and they too come back as they were, to the last byte."""
+    flags = ("--data", place.data, "--resolution", 64, "--preview-every", 0, "--max-steps", 1,
+             "--latent-variants", 1)
+    assert command(train_inpaint.main, *flags, "--base", place.base, "--out", "wide").status == 0
+    assert command(train_controlnet.main, *flags, "--class-ckpt", run, "--control-rank", 2,
+                   "--out", "control").status == 0
+    for name, text in (("wide", "`unet.conv_in.weight` in `damage_types.safetensors`"),
+                       ("control", "Its ControlNet is in `damage_types.safetensors`")):
+        assert convert(name, f"{name} lora", "--to", "kohya").status == 0
+        card = Path(f"{name} lora/README.md").read_text()
+        assert text in card and "| LoRA rank | " in card
+        assert convert(f"{name} lora", f"{name} back", "--from", "kohya").status == 0
+        assert (Path(f"{name} back/adapter.safetensors").read_bytes()
+                == Path(f"{name}/adapter.safetensors").read_bytes())
 
 
 def test_it_says_what_was_not_given(run: Path) -> None:
