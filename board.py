@@ -24,9 +24,10 @@ class Board:
                 self.picture(int(file.stem.removeprefix("epoch_")), image)
 
     def log(self, row: dict[str, Any]) -> None:
-        """One row of metrics.jsonl."""
-        for name, value in row.items():
-            if name not in ("step", "epoch") and value is not None:
+        """One row of metrics.jsonl; a preview's scores as validation/dca and so on."""
+        scores = {f"validation/{name}": value for name, value in row.get("validation", {}).items()}
+        for name, value in (row | scores).items():
+            if name not in ("step", "epoch", "validation") and value is not None:
                 self.writer.add_scalar(name, value, row["step"])
 
     def picture(self, epoch: int, image: Image.Image) -> None:

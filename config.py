@@ -10,6 +10,7 @@ import typing
 from typing import Any, NoReturn, TypeVar
 
 T = TypeVar("T")
+LAST = ("networks", "machine")  # groups at the end of a page
 
 
 def flag(default: Any, help: str, *, group: str = "options", choices: tuple[str, ...] | None = None,
@@ -120,12 +121,12 @@ def parse(cls: type[T], description: str, epilog: str = "", argv: list[str] | No
 
 
 def _groups(cls: type) -> dict[str, list[dataclasses.Field]]:
-    """Fields by their group: first those in which something must be given, the machine's last."""
+    """Fields by their group: first those in which something must be given, last those that few will need."""
     groups: dict[str, list[dataclasses.Field]] = {}
     for field in dataclasses.fields(cls):
         groups.setdefault(field.metadata["group"], []).append(field)
     return dict(sorted(groups.items(), key=lambda item: (
-        all(field.default is not ... for field in item[1]), item[0] == "machine")))
+        all(field.default is not ... for field in item[1]), (item[0] in LAST, item[0] == LAST[-1]))))
 
 
 def _usage(cls: type) -> str:

@@ -1,7 +1,8 @@
-"""LoRA checkpoints in the layouts that other programs read, with a model card, and back.
+"""LoRA checkpoints in the layouts that other programs read, and back; a model card; the Hugging Face hub.
 
-`lora.py convert` runs this. Nothing is lost on the way there and back: beside the LoRA lies
-damage_types.safetensors with all else that the checkpoint holds.
+OUT holds the LoRA, README.md (the card, which says how to draw with it), damage_types.safetensors (all else
+that the checkpoint holds, so that nothing is lost on the way back) and, of a run with --context prompt, a
+textual-inversion file a damage type in embeddings/.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from card import Card, Place, model_card, write_card
 from config import flag, parse
 from errors import UserError
 from export import write_lora
-from formats import LAYOUTS, read_lora
-from publish import Card, model_card, push, write_card
+from formats import LAYOUTS, LoRAFile, read_lora
+from publish import log_in, push
 
 EXAMPLE = """examples:
   python lora.py convert runs/bottle-class bottle-lora --to kohya      # for ComfyUI and A1111
@@ -38,11 +40,27 @@ class Convert:
                       group="what")
     to: str = flag("checkpoint", "layout of OUT", choices=LAYOUTS, group="what")
     json: bool = flag(False, "say what was written as one JSON object instead of a line a file", group="what")
-    samples: str | None = flag(None, "sample.py's folder, for its grid.png in OUT/README.md", group="card")
+    samples: str | None = flag(None, "sample.py's folder, whose contact sheet the card is to show",
+                               group="card")
     numbers: str | None = flag(None, "evaluate.py's metrics.json, for the card", group="card")
     data_licence: str | None = flag(None, "licence of the training images, for the card", group="card")
     push_to_hub: str | None = flag(None, "OWNER/NAME of a model on the hub to upload OUT to", group="hub")
-    public: bool = flag(False, "let everyone see it, if it is not there yet", group="hub")
+    public: bool = flag(False, "let everyone see it, if --push-to-hub makes it", group="hub")
+
+
+def check(config: Convert, file: LoRAFile) -> None:
+    """Raises UserError for flags that contradict the file or each other."""
+    if file.layout != config.from_:
+        raise UserError(f"{config.source}: is in the layout {file.layout}; say --from {file.layout}")
+    if config.public and config.push_to_hub is None:
+        raise UserError("--public: nothing is uploaded without --push-to-hub; give that too")
+    unused = [f"--{name.replace('_', '-')}" for name in ("samples", "numbers", "data_licence", "push_to_hub")
+              if getattr(config, name) is not None]
+    if unused and config.to == "checkpoint":
+        raise UserError(f"{unused[0]}: a checkpoint gets no card; use --to diffusers, peft or kohya")
+    if unused and file.about is None:
+        raise UserError(f"{unused[0]}: no card can be written, for {config.source} does not come from a "
+                        "checkpoint of this project; leave it out")
 
 
 def main() -> None:
@@ -52,18 +70,20 @@ def main() -> None:
         raise UserError(f"--from {config.from_} --to {config.to}: nothing to convert; give another layout to "
                         "one of them")
     file = read_lora(Path(config.source))
-    if file.layout != config.from_:
-        raise UserError(f"{config.source}: is in the layout {file.layout}; say --from {file.layout}")
+    check(config, file)
     out, with_card = Path(config.out), file.about is not None and config.to != "checkpoint"
     card = Card(config.data_licence, config.samples and Path(config.samples),
                 config.numbers and Path(config.numbers))
     if with_card:  # its text first: a mistake there should leave nothing half done
-        text = model_card(file.about, config.to, out.resolve().name, config.push_to_hub, card)
+        place = Place(config.to, out.resolve().name, config.push_to_hub)
+        text = model_card(file.about, place, card, widened=file.widened)
+    if config.push_to_hub is not None:
+        log_in(config.push_to_hub)
     written = write_lora(file, out, config.to)
     if with_card:
         written += write_card(out, text, card)
     print(f"{len(file.layers)} layers from {config.from_} to {config.to}", file=sys.stderr)
-    url = push(out, config.push_to_hub, config.public) if config.push_to_hub else None
+    url = None if config.push_to_hub is None else push(out, config.push_to_hub, public=config.public)
     if url:
         print(f"uploaded to {url}", file=sys.stderr)
     if config.json:

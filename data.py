@@ -1,4 +1,4 @@
-"""Defect Spectrum folders -> (image, mask, class). Commands: `data.py doctor PATH`, `data.py demo OUT`."""
+"""Defect Spectrum folders -> (image, mask, class); `doctor` looks them over, `demo` draws such a folder."""
 
 from __future__ import annotations
 
@@ -243,6 +243,7 @@ class Doctor:
     path: list[str] = flag(..., "what you would give to --data", positional=True, group="what")
     resolution: int = flag(512, "judge masks at this size in pixels", group="what", minimum=64)
     out: str = flag("doctor.png", "contact sheet to write", group="what")
+    json: bool = flag(False, "print one JSON object instead of the page", group="what")
 
 
 @dataclass
@@ -260,6 +261,7 @@ EXAMPLE = """example:
   python data.py doctor DS-MVTec/bottle
   python data.py doctor my/bottle my/cap --resolution 256 --out look.png
   python data.py demo demo/bottle --per-class 20
+The doctor's exit status is 0, 1 where it found problems, 2 where it could not look.
 """
 
 
@@ -273,7 +275,7 @@ def main() -> None:
     else:
         from doctor import report
         config = parse(Doctor, __doc__, EXAMPLE)
-        sys.exit(report(config.path, check_resolution(config.resolution), Path(config.out)))
+        sys.exit(report(config.path, check_resolution(config.resolution), Path(config.out), config.json))
 
 
 if __name__ == "__main__":

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -20,6 +23,7 @@ from masks import FEW_CELLS
 
 THUMBNAIL = 192
 COLUMNS = 8
+SMALLEST = 5  # damages listed by name
 # Grey 32x32 thumbnails (0..255) of two real bottles differ by 5 or more (RMS), of a resaved one by under 1.
 NEAR = 2.0
 
@@ -108,31 +112,39 @@ def _duplicates(looks: list[Look]) -> list[str]:
     return problems
 
 
-def _range(values: list[float], form: str) -> str:
-    low, middle, high = (format(value, form) for value in np.percentile(values, [0, 50, 100]))
-    return f"{low} / {middle} / {high}"
+def _numbers(looks: list[Look]) -> dict[str, Any]:
+    """What there is to say about one class. Areas are smallest, median and largest."""
+    drawn = [look for look in looks if look.photo.mask is not None and look.pixels]
+
+    def spread(values: list[float]) -> list[float]:
+        return np.percentile(values, [0, 50, 100]).tolist() if values else []
+
+    return {"images": len(looks), "sizes": dict(Counter(look.size for look in looks).most_common()),
+            "modes": dict(Counter(look.mode for look in looks).most_common()),
+            "masks": sum(look.photo.mask is not None for look in looks),
+            "mask_values": sorted(set().union(*(look.values for look in drawn))),
+            "mask_pixels": spread([look.pixels for look in drawn]),
+            "mask_share": spread([look.share for look in drawn]),
+            "latent_cells": spread([look.cells for look in drawn])}
 
 
-def _common(values: list[str]) -> str:
-    counts = Counter(values).most_common()
-    text = ", ".join(value if len(counts) == 1 else f"{value} ({count})" for value, count in counts[:3])
+def _common(counts: dict[str, int]) -> str:
+    text = ", ".join(value if len(counts) == 1 else f"{value} ({count})"
+                     for value, count in list(counts.items())[:3])
     return text + (f" and {len(counts) - 3} others" if len(counts) > 3 else "")
 
 
-def _class_lines(name: str, looks: list[Look], resolution: int) -> list[str]:
+def _class_lines(name: str, of: dict[str, Any], resolution: int) -> list[str]:
     """What to print about one class."""
-    masked = [look for look in looks if look.photo.mask is not None]
-    lines = [f"{name}: {len(looks)} images, {_common([look.size for look in looks])}, "
-             f"{_common([look.mode for look in looks])}; {len(masked)} masks"]
-    drawn = [look for look in masked if look.pixels]
-    if drawn:
-        values = sorted(set().union(*(look.values for look in drawn)))
+    lines = [f"{name}: {of['images']} images, {_common(of['sizes'])}, {_common(of['modes'])}; "
+             f"{of['masks']} masks"]
+    if values := of["mask_values"]:
+        pixels, share, cells = (" / ".join(format(value, form) for value in of[key]) for key, form in
+                                (("mask_pixels", ".0f"), ("mask_share", ".2%"), ("latent_cells", ".0f")))
         lines += [f"    mask values {', '.join(map(str, values[:8]))}{' ...' if len(values) > 8 else ''}"
                   + (" (255: a plain mask, read as damage)" if values == [255] else ""),
-                  "    mask area, smallest / median / largest: "
-                  f"{_range([look.pixels for look in drawn], '.0f')} px, "
-                  f"{_range([100 * look.share for look in drawn], '.2f')} %, "
-                  f"{_range([look.cells for look in drawn], '.0f')} latent cells at {resolution} px"]
+                  f"    mask area, smallest / median / largest: {pixels} px, {share}, {cells} latent cells "
+                  f"at {resolution} px"]
     return lines
 
 
@@ -144,11 +156,15 @@ def _sheet(classes: dict[str, list[Look]], path: Path) -> None:
     files.save_image(path, pictures.grid([[look.thumbnail for look in row] for row in rows], labels, title))
 
 
-def report(names: list[str], resolution: int, out: Path) -> int:
-    """Print all about the datasets `names`, write the contact sheet `out`. Returns 1 with problems."""
+def report(names: list[str], resolution: int, out: Path, as_json: bool = False) -> int:
+    """Print all about the datasets `names`, write the contact sheet `out`. Returns 1 with problems.
+
+    as_json: one JSON object instead of the page.
+    """
     scan = scan_products(find_products(names))
     problems, looks = list(scan.problems), []
-    print(f"looking at {len(scan.photos)} images ...", flush=True)
+    if sys.stderr.isatty():
+        print(f"looking at {len(scan.photos)} images ...", file=sys.stderr)
     for photo in scan.photos:
         try:
             looks.append(_look(photo, resolution))
@@ -157,17 +173,28 @@ def report(names: list[str], resolution: int, out: Path) -> int:
     classes: dict[str, list[Look]] = {}
     for look in sorted(looks, key=lambda look: (look.photo.product, look.photo.damage)):
         classes.setdefault(f"{look.photo.product}/{look.photo.damage}", []).append(look)
-    lines = [line for name, group in classes.items() for line in _class_lines(name, group, resolution)]
-    smallest = sorted((look for look in looks if look.pixels), key=lambda look: look.cells)[:5]
-    if smallest:
-        lines += [f"smallest damage (under {FEW_CELLS} latent cells it may be lost at {resolution} px):"]
-        lines += [f"    {look.photo.image}: {look.pixels} px, {look.share:.2%}, {look.cells} latent cells"
-                  for look in smallest]
-    lines += [f"note: {note}" for note in scan.notes]
     if looks:
         problems += _mask_problems(looks) + _missing_masks(looks) + _duplicates(looks)
         _sheet(classes, out)
-        lines.append(f"contact sheet: {out}")
-    print("\n".join(lines + [f"problem: {problem}" for problem in problems]))
-    print(f"{len(problems)} problems found" if problems else "no problems found")
+    smallest = sorted((look for look in looks if look.pixels), key=lambda look: look.cells)[:SMALLEST]
+    found = {"resolution": resolution, "classes": {name: _numbers(group) for name, group in classes.items()},
+             "smallest": [{"image": str(look.photo.image), "pixels": look.pixels, "share": look.share,
+                           "latent_cells": look.cells} for look in smallest],
+             "notes": scan.notes, "sheet": str(out) if looks else None, "problems": problems}
+    print(json.dumps(found) if as_json else _page(found))
     return 1 if problems else 0
+
+
+def _page(found: dict[str, Any]) -> str:
+    """The findings to be read."""
+    resolution, problems = found["resolution"], found["problems"]
+    lines = [line for name, of in found["classes"].items() for line in _class_lines(name, of, resolution)]
+    if found["smallest"]:
+        lines += [f"smallest damage (under {FEW_CELLS} latent cells it may be lost at {resolution} px):"]
+        lines += [f"    {each['image']}: {each['pixels']} px, {each['share']:.2%}, {each['latent_cells']} "
+                  "latent cells" for each in found["smallest"]]
+    lines += [f"note: {note}" for note in found["notes"]]
+    if found["sheet"]:
+        lines.append(f"contact sheet: {found['sheet']}")
+    lines += [f"problem: {problem}" for problem in problems]
+    return "\n".join([*lines, f"{len(problems)} problems found" if problems else "no problems found"])

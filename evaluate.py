@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -61,6 +62,7 @@ class Config(NetworkConfig):
     real: list[str] = flag(..., "real images: what one gives to --data in training", group="what")
     fake: str = flag(..., "folder that sample.py wrote, or any in the same layout", group="what")
     out: str = flag("evaluation", "folder for metrics.json, report.png and report.html", group="what")
+    json: bool = flag(False, "print metrics.json rather than the tables", group="what")
     classes: list[str] = flag([], "only these damage types (default: all)", group="what")
     ckpt: str | None = flag(None, "checkpoint that drew --fake: it tells which real images it was trained on "
                             "(default: unknown, so none count as held out)", group="what")
@@ -218,11 +220,13 @@ def evaluate(config: Config) -> None:
     about = {**{f"network: {name}": text for name, text in findings.networks.items()},
              "resize": "to the network's input in one step, bicubic, antialiased, in float",
              "settings": " ".join(f"{name}={value}" for name, value in asdict(config).items())}
-    save_json(out / "metrics.json", {"fid": fid, **asdict(findings), "classes": sides.classes,
-                                     "config": asdict(config)})
+    metrics = {"fid": fid, **asdict(findings), "classes": sides.classes, "config": asdict(config)}
+    save_json(out / "metrics.json", metrics)
     save_image(out / "report.png", picture)
     text = page(findings, about, {"All numbers": picture, "Examples": examples(sides), **pairs}, fid)
     write_atomic(out / "report.html", lambda temporary: temporary.write_text(text))
+    if config.json:
+        return print(json.dumps(metrics))
     print(table(findings, groups, fid))
     for line in [*findings.warnings, *(f"not measured: {k}: {v}" for k, v in findings.missing.items())]:
         print(f"\nnote: {line}")

@@ -87,9 +87,12 @@ def _write_checkpoint(file: LoRAFile, path: Path) -> Path:
 
 
 def _components(layers: dict[str, Layer]) -> Iterator[tuple[str, dict[str, Layer]]]:
-    """unet and text_encoder, as far as there are any, with their layers by module name."""
+    """unet and text_encoder, as far as there are any, with their layers by module name.
+
+    Without the text_model that transformers 5 left out: to peft the end of a name is enough.
+    """
     for component in ("unet", "text_encoder"):
-        own = {name.partition(".")[2]: layer for name, layer in layers.items()
+        own = {name.partition(".")[2].removeprefix("text_model."): layer for name, layer in layers.items()
                if name.startswith(f"{component}.")}
         if own:
             yield component, own

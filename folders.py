@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -62,7 +63,8 @@ def _fetch(name: str) -> Path:
     """Download one product (or one source) of the published dataset into the hub's cache."""
     from huggingface_hub import logging, snapshot_download  # slow to import, rarely needed
     logging.set_verbosity_error()  # its warnings would stand beside the one line that says what to do
-    print(f"{name} is no folder here: fetching it from the hub dataset {HUB_DATASET}", flush=True)
+    print(f"{name} is no folder here: fetching it from the hub dataset {HUB_DATASET}", file=sys.stderr,
+          flush=True)
     patterns = [f"{name}/{part}{kind}/*" for part in ("", "*/") for kind in ("image", "mask")]
     try:
         folder = Path(snapshot_download(HUB_DATASET, repo_type="dataset", allow_patterns=patterns)) / name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import torch
@@ -52,3 +53,11 @@ def add(model: nn.Module, component: str, path: Path, strength: float) -> None:
             has = "no such layer" if weight is None else f"one of {tuple(weight.shape)}"
             raise UserError(f"--lora {path}: adapts {name}, of {layer.shape}; the base has {has}")
         weight.add_(layer.delta().to(weight.device), alpha=strength)
+
+
+def say_unused(path: Path) -> None:
+    """Say on stderr which part of the LoRA in `path` does nothing where no prompt is read."""
+    count = sum(name.startswith("text_encoder.") for name in read_lora(path).layers)
+    if count:
+        print(f"--lora {path}: its {count} layers for the text encoder have no effect, for this checkpoint's "
+              "damage types are no prompts (--context class)", file=sys.stderr)

@@ -33,9 +33,10 @@ PEFT, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 DAMAGE_TYPES = "damage_types.safetensors"  # beside an exported LoRA: all else that the checkpoint held
 PEFT_METADATA = "lora_adapter_metadata"  # peft's settings in the header of a diffusers file
 
-# Tensors of other adapter kinds, by a part of their names.
+# Tensors of other adapter kinds, by what is found in their names.
 OTHER_KINDS = {"lora_magnitude_vector": "DoRA", "dora_scale": "DoRA", "hada_": "LoHa", "lokr_": "LoKr",
-               "oft_": "OFT", "lora_mid": "LoCon in Tucker's form", "ia3_": "IA3"}
+               "oft_": "OFT", "lora_mid": "LoCon in Tucker's form", "ia3_": "IA3",
+               r"\.diff(_b)?$": "full-weight"}
 SPELLINGS = {
     "diffusers": r"(?P<module>(unet|text_encoder)\..+)\.(?P<part>lora_A|lora_B|lora\w*\.(down|up))\.weight",
     "peft": r"base_model\.model\.(?P<module>.+)\.(?P<part>lora_A|lora_B)\.weight",
@@ -78,6 +79,11 @@ class LoRAFile:
     about: dict[str, Any] | None
     rest: dict[str, Tensor]
 
+    @property
+    def widened(self) -> bool:
+        """Whether the first layer is in it whole, as where a base was widened to take masks."""
+        return "unet.conv_in.weight" in self.rest
+
 
 def read_lora(path: Path) -> LoRAFile:
     """A LoRA file, or the folder that holds one, in any of the layouts; which one is seen from its tensors.
@@ -88,7 +94,7 @@ def read_lora(path: Path) -> LoRAFile:
     tensors, metadata = read_tensors(file)
     for name in tensors:
         for part, kind in OTHER_KINDS.items():
-            if part in name:
+            if re.search(part, name):
                 raise UserError(f"{file}: a {kind} adapter (it holds {name}); only plain LoRA is supported")
     if "adapter" in metadata:
         return _read_checkpoint(file, tensors, metadata)
@@ -102,8 +108,8 @@ def read_lora(path: Path) -> LoRAFile:
         found = re.fullmatch(SPELLINGS[layout], _modern(name))
         module = _module(layout, found["module"]) if found else None
         if module is None:
-            raise UserError(f"{file}: {name} belongs to no layer of Stable Diffusion 1.5; is it for another "
-                            "model?")
+            raise UserError(f"{file}: {name} is no tensor of a plain LoRA for Stable Diffusion 1.5; is it "
+                            "for another model?")
         part = {"lora_A": "A", "lora_B": "B", "alpha": "alpha"}.get(found["part"])
         modules.setdefault(module, {})[part or ("A" if "down" in found["part"] else "B")] = tensor
     configs = _peft_configs(file, layout, metadata)
@@ -150,7 +156,7 @@ def _read_checkpoint(file: Path, tensors: dict[str, Tensor], metadata: dict[str,
     return LoRAFile("checkpoint", layers, {}, about, rest)
 
 
-def _json(file: Path, text: str) -> dict[str, Any]:
+def _json(file: Path, text: str | bytes) -> dict[str, Any]:
     try:
         value = json.loads(text)
         if not isinstance(value, dict):
@@ -161,8 +167,11 @@ def _json(file: Path, text: str) -> dict[str, Any]:
 
 
 def _modern(name: str) -> str:
-    """diffusers' oldest spelling, attn1.processor.to_q_lora.down.weight, as attn1.to_q.lora.down.weight."""
+    """diffusers' oldest spelling, attn1.processor.to_q_lora.down.weight, as attn1.to_q.lora.down.weight; and
+    with the text_model that a text encoder's names lost in transformers 5.
+    """
     name = re.sub(r"\.processor\.(to_\w+)_lora\.", r".\1.lora.", name)
+    name = re.sub(r"^text_encoder\.encoder\.", "text_encoder.text_model.encoder.", name)
     return name.replace(".to_out.lora.", ".to_out.0.lora.")
 
 
@@ -197,7 +206,7 @@ def _peft_configs(file: Path, layout: str, metadata: dict[str, str]) -> dict[str
         place = file.with_name(PEFT_CONFIG)
         if not place.is_file():
             raise UserError(f"{place}: missing; peft keeps alpha there, so {file.name} alone says too little")
-        configs = {"unet": _json(place, place.read_text(encoding="utf-8"))}
+        configs = {"unet": _json(place, place.read_bytes())}
     else:
         configs, place = {}, file
         for key, value in _json(file, metadata.get(PEFT_METADATA, "{}")).items():
@@ -211,19 +220,32 @@ def _peft_configs(file: Path, layout: str, metadata: dict[str, str]) -> dict[str
 
 
 def _layer(file: Path, module: str, parts: dict[str, Tensor], configs: dict[str, dict[str, Any]]) -> Layer:
-    """One module's tensors with its alpha: its own, else the settings', else its rank."""
+    """One module's tensors with its alpha. Raises UserError where they are not what a LoRA has."""
     A, B = parts.get("A"), parts.get("B")
     if A is None or B is None:
         raise UserError(f"{file}: {module} has only one of its two LoRA tensors; copy it again")
-    if (A.ndim not in (2, 4) or B.ndim != A.ndim or B.shape[1] != A.shape[0] or B[0, 0].numel() != 1
-            or not A.is_floating_point() or not B.is_floating_point()):
+    if (A.ndim not in (2, 4) or B.ndim != A.ndim or B.shape[1] != A.shape[0] or not A.numel()
+            or B.numel() != len(B) * len(A) or not A.is_floating_point() or not B.is_floating_point()):
         raise UserError(f"{file}: {module} has LoRA tensors {A.dtype} {tuple(A.shape)} and {B.dtype} "
                         f"{tuple(B.shape)}, which do not fit each other")
-    rank, (component, _, name) = B.shape[1], module.partition(".")
-    alpha = parts["alpha"].item() if "alpha" in parts else 0
-    if config := configs.get(component):
-        patterns = config.get("alpha_pattern") or {}
-        alpha = next((value for pattern, value in patterns.items()
-                      if re.fullmatch(rf"(.*\.)?({pattern})", name)), config.get("lora_alpha", 0))
-        alpha *= math.sqrt(rank) if config.get("use_rslora") else 1  # arXiv 2312.03732: alpha / sqrt(rank)
-    return Layer(A, B, float(alpha) or float(rank))  # kohya: no alpha, or 0, means the rank
+    if not (A.float().isfinite().all() and B.float().isfinite().all()):
+        raise UserError(f"{file}: {module} has LoRA tensors that are not finite; was its training diverging?")
+    component, _, name = module.partition(".")
+    try:
+        alpha = _alpha(name, parts.get("alpha"), configs.get(component), len(A))
+        if not math.isfinite(alpha):
+            raise ValueError(f"it is {alpha}")
+    except (AttributeError, TypeError, ValueError, RuntimeError, OverflowError, re.error) as error:
+        raise UserError(f"{file}: the alpha of {module} cannot be read ({error}); copy it again") from error
+    return Layer(A, B, alpha or float(len(A)))  # kohya: no alpha, or 0, means the rank
+
+
+def _alpha(name: str, own: Tensor | None, config: dict[str, Any] | None, rank: int) -> float:
+    """A module's alpha, from the settings where there are any, else its own; 0 where neither says it."""
+    if not config:
+        return 0.0 if own is None else float(own.item())
+    patterns = config.get("alpha_pattern") or {}
+    alpha = next((value for pattern, value in patterns.items()
+                  if re.fullmatch(rf"(.*\.)?({pattern})", name)), config.get("lora_alpha", 0))
+    # arXiv 2312.03732: alpha / sqrt(rank)
+    return float(alpha) * (math.sqrt(rank) if config.get("use_rslora") else 1)

@@ -8,6 +8,7 @@ reach now, since on a T4 public runs reach about half of that.
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 import time
 from pathlib import Path
@@ -61,21 +62,40 @@ def print_plan(config: TrainConfig, in_channels: int = 4, encodings: int = 1) ->
     recomputes = config.checkpointing == "full"
     if config.checkpointing == "auto" and counted.peak / 2**30 + ASSUMED > card.memory:
         counted, recomputes = footprint(config, *shapes, checkpointing=True), True
-    peak = counted.peak / 2**30 + ASSUMED
-    print(f"{card.name}, {card.precision}, {config.resolution} px, batches of {config.batch_size}: counted "
-          "from shapes, nothing was loaded")
-    print(f"memory: {peak:.1f} GiB of {card.memory:.0f}: weights {counted.weights / 2**30:.2f}, activations "
-          f"kept {counted.kept / 2**30:.2f}{' (blocks are recomputed)' * recomputes}, for a moment "
-          f"{(counted.peak - counted.weights - counted.kept) / 2**30:.2f}, and {ASSUMED:g} assumed for the "
-          "driver and workspaces")
-    if peak > card.memory:
-        print("that does not fit: a smaller --batch-size with a larger --accumulate is the same training")
-    takes = _duration(config, counted, card.rate, encodings)
-    print(f"time: {takes}, if {card.rate:.3g} TFLOP/s are reached, {card.why}")
+    peak, moment = counted.peak / 2**30 + ASSUMED, counted.peak - counted.weights - counted.kept
+    steps, seconds = _seconds(config, counted, card.rate, encodings)
+    found = {"card": card.name, "precision": card.precision, "resolution": config.resolution,
+             "batch_size": config.batch_size, "recomputes": recomputes, "fits": peak <= card.memory,
+             "gib": {"there": card.memory, "needed": peak, "weights": counted.weights / 2**30,
+                     "kept": counted.kept / 2**30, "for_a_moment": moment / 2**30, "assumed": ASSUMED},
+             "steps": steps, "seconds": seconds, "tflops": card.rate, "tflops_because": card.why}
+    print(json.dumps(found) if config.json else _page(found))
 
 
-def _duration(config: TrainConfig, counted: Footprint, rate: float, encodings: int) -> str:
-    """How long training, encoding and previews take at `rate` TFLOP/s; validation is not counted."""
+def _page(found: dict[str, Any]) -> str:
+    """The plan to be read."""
+    gib, seconds, steps = found["gib"], found["seconds"], found["steps"]
+    lines = [f"{found['card']}, {found['precision']}, {found['resolution']} px, batches of "
+             f"{found['batch_size']}: counted from shapes, nothing was loaded",
+             f"memory: {gib['needed']:.1f} GiB of {gib['there']:.0f}: weights {gib['weights']:.2f}, "
+             f"activations kept {gib['kept']:.2f}{' (blocks are recomputed)' * found['recomputes']}, for a "
+             f"moment {gib['for_a_moment']:.2f}, and {gib['assumed']:g} assumed for the driver and "
+             "workspaces"]
+    if not found["fits"]:
+        lines.append("that does not fit: a smaller --batch-size with a larger --accumulate is the same "
+                     "training")
+    parts = ", ".join(f"{what} {each / 60:.2g}" for what, each in seconds.items())
+    lines.append(f"time: {sum(seconds.values()) / 60:.3g} min ({steps} {parts}; "
+                 f"{seconds['steps'] / steps:.2g} s a step), if {found['tflops']:.3g} TFLOP/s are reached, "
+                 f"{found['tflops_because']}")
+    return "\n".join(lines)
+
+
+def _seconds(config: TrainConfig, counted: Footprint, rate: float,
+             encodings: int) -> tuple[int, dict[str, float]]:
+    """Optimizer steps, and how long they, encoding and previews take at `rate` TFLOP/s. Validation is not
+    counted.
+    """
     items, classes, epochs = IMAGES, CLASSES, config.epochs
     if all(Path(name).exists() for name in config.data):
         dataset = load_dataset(config)
@@ -88,13 +108,10 @@ def _duration(config: TrainConfig, counted: Footprint, rate: float, encodings: i
     encoded = min(images, items * config.latent_variants or images)
     drawn = steps // an_epoch // config.preview_every * classes * PREVIEWS if config.preview_every else 0
     a_look = counted.forward / config.batch_size * (1 if config.preview_guidance == 1 else 2)
-    parts = {f"{steps} steps": images * counted.step / config.batch_size,
+    flops = {"steps": images * counted.step / config.batch_size,
              "encoding": encoded * encodings * counted.encode,
              "previews": drawn * config.preview_steps * a_look}
-    seconds = {what: flops / rate / 1e12 for what, flops in parts.items()}
-    return (f"{sum(seconds.values()) / 60:.3g} min ("
-            + ", ".join(f"{what} {each / 60:.2g}" for what, each in seconds.items())
-            + f"; {seconds[f'{steps} steps'] / steps:.2g} s a step)")
+    return steps, {what: each / rate / 1e12 for what, each in flops.items()}
 
 
 def _shapes(base: str, part: Part) -> Any:

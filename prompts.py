@@ -31,8 +31,9 @@ class PromptContext(nn.Module):
     def __init__(self, text: TextEncoder, prompts: list[str], classes: list[str], tokens: int) -> None:
         super().__init__()
         places = [placeholder(name) for name in classes]
-        if twice := {place for place in places if places.count(place) > 1}:
-            raise UserError(f"--context prompt: several damage types would be {min(twice)}; rename one")
+        if known := [place for place in places if text.knows(place)]:
+            raise UserError(f"--context prompt: the base's tokenizer has a word {known[0]} of its own; "
+                            "rename the damage type")
         ids = [text.prompt_ids(prompt, place, range(i * tokens, (i + 1) * tokens))
                for i, (prompt, place) in enumerate(zip(prompts, places, strict=True))]
         self.encode = text.encode  # a method, so the frozen encoder becomes no part of this module
@@ -56,7 +57,7 @@ DamageContext = ClassContext | PromptContext
 
 def start_vectors(text: TextEncoder, name: str, tokens: int) -> Tensor:
     """(tokens, dim): the vectors of the name's own words, over and over; noise where none is known."""
-    ids = text.ids(re.sub("[^a-z0-9]+", " ", name.split("/")[-1].lower()))
+    ids = text.ids(re.sub(r"[\W_]+", " ", name.split("/")[-1].lower()))
     words = text.table.weight.detach().float()
     if not ids:
         noise = torch.randn(tokens, words.shape[1], generator=torch_rng(0, name))
@@ -65,19 +66,29 @@ def start_vectors(text: TextEncoder, name: str, tokens: int) -> Tensor:
 
 
 def prompts_for(config: TrainConfig, classes: list[str]) -> list[str]:
-    """--prompt for each class, [] for --context class. Raises UserError where {damage} is not in it once."""
+    """--prompt for each class, [] for --context class.
+
+    Raises UserError where {damage} is not in it once, or the classes give no words, each its own.
+    """
     if config.context == "class":
         return []
-    prompts = []
-    for name in classes:
-        product, _, _ = name.rpartition("/")
-        try:
-            prompt = config.prompt.format(product=product or product_name(config), damage=placeholder(name))
-        except (KeyError, IndexError, ValueError):
-            prompt = ""
-        if prompt.count(placeholder(name)) != 1:
-            raise UserError(f"--prompt {config.prompt!r}: must hold {{damage}} once, may hold {{product}}")
-        prompts.append(prompt)
+    around = config.prompt.split("{damage}")
+    if len(around) != 2 or re.search("[{}]", "".join(around).replace("{product}", "")):
+        raise UserError(f"--prompt {config.prompt!r}: must hold {{damage}} once, may hold {{product}}, and "
+                        "no other braces")
+    prompts, words = [], [placeholder(name) for name in classes]
+    for name, word in zip(classes, words, strict=True):
+        if word == "<>":
+            raise UserError(f"--context prompt: the damage type {name!r} has neither letters nor digits to "
+                            "make a word of; rename it")
+        if words.count(word) > 1:
+            raise UserError(f"--context prompt: several damage types would be {word}; rename one")
+        product = name.rpartition("/")[0] or product_name(config)
+        before, after = (part.replace("{product}", product) for part in around)
+        if word in before + after:
+            raise UserError(f"--prompt {config.prompt!r}: holds {word}, the word for {name}, beside "
+                            "{damage}; leave it out")
+        prompts.append(before + word + after)
     return prompts
 
 
@@ -88,6 +99,8 @@ def make_context(header: Header, base: str, dim: int, device: torch.device, init
     base: where the text encoder is. loras: LoRA files of others for it, each with its strength.
     """
     if not header.prompts:
+        for file, _ in loras:
+            foreign.say_unused(file)
         return ClassContext(len(header.classes), dim, header.tokens_per_class, init_std, seed).to(device)
     text = load_text_encoder(base, dim=dim, device=device)
     for file, strength in loras:

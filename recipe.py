@@ -28,8 +28,8 @@ class RunConfig(DataConfig, NetworkConfig):
     save_every: int = flag(5, "epochs between saves of the checkpoint and the resume state", group="run",
                            minimum=1)
     preview_steps: int = flag(50, "DDIM steps of a preview", group="run", minimum=1, maximum=1000)
-    preview_guidance: float = flag(1.0, "guidance scale of previews; above 1 needs --class-dropout",
-                                   group="run", minimum=1)
+    preview_guidance: float = flag(1.0, "guidance scale of previews; above 1 needs --class-dropout or "
+                                   "--context prompt", group="run", minimum=1)
     validate: bool = flag(True, "measure DCA, FID and KID of each preview against the training images",
                           group="networks")
     best: str = flag("dca", "best.safetensors holds the weights whose preview had the highest DCA (among "
@@ -89,6 +89,8 @@ class TrainConfig(RunConfig):
                            "alone", group="training", minimum=0)
     plan: str | None = flag(None, "only say what memory and time this takes, here or on a named GPU (--plan "
                                   "T4); nothing is loaded or trained", group="machine", bare="here")
+    json: bool = flag(False, "the --plan as one JSON object; a run's own numbers are in metrics.jsonl",
+                      group="machine")
     rank: int = flag(16, "LoRA rank", group="adapter", minimum=1, maximum=1280)
     alpha: float = flag(32.0, "LoRA alpha; the update is scaled by alpha / rank", group="adapter", above=0)
     dropout: float = flag(0.1, "share of the LoRA's input that is dropped", group="adapter", minimum=0,
@@ -98,7 +100,8 @@ class TrainConfig(RunConfig):
     context: str = flag("class", "what tells the UNet the damage type: a row of a trained table (the "
                         "recipe), or --prompt with a trained word in it, read by the base's text encoder",
                         group="adapter", choices=("class", "prompt"))
-    prompt: str = flag("a photo of a {product} with {damage}", "for --context prompt", group="adapter")
+    prompt: str = flag("a photo of a {product} with {damage}", "what --context prompt reads: {damage} "
+                       "becomes the trained word, {product} the product's name", group="adapter")
     tokens_per_class: int = flag(1, "context tokens a class, with --context prompt vectors a word; 1 is the "
                                  "recipe, which leaves part of the LoRA idle (README)", group="adapter",
                                  minimum=1, maximum=77)
@@ -113,6 +116,8 @@ class TrainConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.json and self.plan is None:
+            raise UserError("--json: only with --plan; a run's own numbers are in metrics.jsonl")
         if self.lr == self.embedding_rate == 0:
             raise UserError("--lr 0: nothing would be trained; give --embedding-lr as well")
 

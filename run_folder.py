@@ -37,7 +37,7 @@ from pictures import curves
 MAY_CHANGE = {"data", "base", "class_ckpt", "out", "epochs", "max_steps", "preview_every", "save_every",
               "preview_steps", "preview_guidance", "checkpointing", "device", "workers", "restart",
               "validate", "best", "features", "features_weights", "judge", "judge_weights",
-              "tensorboard", "plan"}
+              "tensorboard", "plan", "json"}
 
 
 class RunFolder:

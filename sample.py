@@ -1,7 +1,9 @@
-"""Draw labelled images from any checkpoint, in the dataset's own layout: image/<damage>/NNN.png, mask/.."""
+"""Draw labelled images from any checkpoint, in the dataset's own layout or another program's."""
 
 from __future__ import annotations
 
+import json
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,10 +35,11 @@ STEERING = ("masks", "control_scale", "mask_guidance")
 FLAGS = {"class": (), "control": STEERING,
          "inpaint": (*STEERING, "control", "images", "strength", "crop", "paste", "match_colour")}
 
-EXAMPLE = """example:
+EXAMPLE = """examples:
   python sample.py --ckpt runs/bottle-class --out generated/bottle --classes broken_small --per-class 100
-  python sample.py --ckpt runs/bottle-inpaint --images DS-MVTec/bottle/image/good --per-class 100
-  python sample.py --ckpt runs/bottle-control --masks my/masks --per-class 100
+  python sample.py --ckpt runs/bottle-class --out styled --lora style.safetensors=0.6
+  python sample.py --ckpt runs/bottle-inpaint --images DS-MVTec/bottle/image/good --out painted --layout coco
+  python sample.py --ckpt runs/bottle-control --masks my/masks --out steered --per-class 100
 The same command goes on where it was interrupted; a larger --per-class or other --classes add to what is
 there. Image i of a class depends on the seed, the class and i alone. Drawn in batches of another size its
 pixels may be rounded otherwise: in fp32 by one level of 255 at most.
@@ -60,7 +63,7 @@ class Config:
     eta: float = flag(0.0, "noise that DDIM adds: 0 none, 1 as much as DDPM", group="how", minimum=0,
                       maximum=1)
     guidance: float = flag(1.0, "classifier-free guidance scale; not 1 needs a checkpoint trained with "
-                           "--class-dropout", group="how", minimum=0)
+                           "--class-dropout or --context prompt", group="how", minimum=0)
     guidance_interval: list[int] = flag(
         list(EVERYWHERE), "first and last timestep (999 is pure noise) at which guidance counts; a step "
         "outside costs half, and the images are others", group="how", minimum=0, maximum=999)
@@ -86,6 +89,7 @@ class Config:
     layout: str = flag("ds", "ds: image/<damage>/NNN.png, mask/<damage>/NNN_mask.png of class indices; "
                        "mvtec: test/ and ground_truth/ of 255; coco: as ds, and annotations.json",
                        group="what", choices=tuple(LAYOUTS))
+    json: bool = flag(False, "say at the end what is there as one JSON object", group="what")
     base: str | None = flag(None, "where the base lies now (default: what the checkpoint was trained on)",
                             group="how")
     batch_size: int = flag(4, "images drawn at once", group="machine", minimum=1, maximum=10**4)
@@ -170,6 +174,8 @@ def stacked(texts: list[str]) -> list[tuple[Path, float]]:
         name, _, strength = text.rpartition("=")
         try:
             pairs.append((Path(name), float(strength)) if name else (Path(text), 1.0))
+            if not math.isfinite(pairs[-1][1]):
+                raise ValueError
         except ValueError:
             raise UserError(f"--lora {text}: expected FILE=STRENGTH, such as style.safetensors=0.6") from None
     return pairs
@@ -224,7 +230,11 @@ def main() -> None:
             folder.annotate()
             sheet = contact_sheet(folder, classes, min(config.per_class, SHOWN))
             save_image(folder.grid, sheet)
-    print(f"{config.out}: {config.per_class} images each of {', '.join(classes)}; see {folder.grid}")
+    if config.json:
+        print(json.dumps({"out": config.out, "classes": classes, "per_class": config.per_class,
+                          "drawn": len(wanted), "journal": str(folder.journal), "grid": str(folder.grid)}))
+    else:
+        print(f"{config.out}: {config.per_class} images each of {', '.join(classes)}; see {folder.grid}")
 
 
 if __name__ == "__main__":

@@ -77,10 +77,8 @@ class SampleFolder:
 
     @property
     def grid(self) -> Path:
-        """The contact sheet's place: in MVTec AD's layout beside the folder, all of whose pictures count."""
-        if self.settings["layout"] == "mvtec":
-            return self.folder.resolve().with_name(f"{self.folder.resolve().name}-grid.png")
-        return self.folder / "grid.png"
+        """The contact sheet's place."""
+        return sheet_of(self.folder, self.settings["layout"])
 
     def _place(self, part: int, damage: str) -> Path:
         *product, damage = damage.split("/")
@@ -126,6 +124,13 @@ class SampleFolder:
 
     def _name(self, file: Path) -> str:
         return file.relative_to(self.folder).as_posix()
+
+
+def sheet_of(folder: Path, layout: str) -> Path:
+    """A folder's contact sheet: in MVTec AD's layout beside it, for there every picture in it counts."""
+    if layout == "mvtec":
+        return folder.resolve().with_name(f"{folder.resolve().name}-grid.png")
+    return folder / "grid.png"
 
 
 def cut(classes: list[str], per_class: int, batch_size: int,

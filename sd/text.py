@@ -46,7 +46,7 @@ def text_name(name: str) -> str | None:
 
 def placeholder(name: str) -> str:
     """The word to be trained for a name: Broken large -> <broken_large>; CLIP's tokenizer has no capitals."""
-    return f"<{re.sub('[^a-z0-9]+', '_', name.lower()).strip('_')}>"
+    return "<" + re.sub(r"[\W_]+", "_", name.lower()).strip("_") + ">"
 
 
 class TokenTable(nn.Module):
@@ -80,6 +80,10 @@ class TextEncoder:
     def ids(self, text: str) -> list[int]:
         """The ids of a text's words alone."""
         return self.tokenizer(text, add_special_tokens=False).input_ids
+
+    def knows(self, word: str) -> bool:
+        """Whether the tokenizer has an id of its own for the whole word."""
+        return word in self.tokenizer.get_vocab()
 
     def prompt_ids(self, prompt: str, placeholder: str = "", learned: range = range(0)) -> Tensor:
         """(N,) ids: start, the prompt, end, padded; the placeholder becomes the learned vectors' numbers.

@@ -19,10 +19,21 @@ class UploadHandler(_Handler):
 
     server: UploadHub
 
+    def do_GET(self) -> None:
+        if urlsplit(self.path).path != "/api/whoami-v2":
+            return super().do_GET()
+        return self._json({"name": "me", "orgs": []}) if self._known_user() else self._fail(401, "")
+
+    def _known_user(self) -> bool:
+        return self.headers.get("Authorization") == f"Bearer {TOKEN}"
+
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         path = urlsplit(self.path).path.lstrip("/")
-        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+        for part, status in self.server.status.items():
+            if part in path:
+                return self._fail(status, "")
+        if not self._known_user():
             return self._fail(401, "")
         if path == "api/repos/create":
             return self._create(json.loads(body))

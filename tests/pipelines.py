@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DiffusionPipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from published import UNET_JSON, VAE_JSON
 from safetensors.torch import load_file
 from torch import Tensor
@@ -54,3 +62,19 @@ def their_picture(pipe: StableDiffusionPipeline, damage: str, **what: Any) -> Te
 def our_generator(ckpt: Path, **options: Any) -> generation.Generator:
     settings = {"base": None, "strength": 1.0, "device": torch.device("cpu"), "dtype": torch.float32}
     return generation.load_generator(ckpt, **{**settings, **options})
+
+
+def picture_of_card(card: Path, pipe: DiffusionPipeline, damage: str,
+                    monkeypatch: pytest.MonkeyPatch) -> Tensor:
+    """(3, R, R) in [-1, 1]: what the script of a model card draws, as it stands, from our noise.
+
+    The card names a base that can be had; `pipe` stands in for it.
+    """
+    script = re.search("```python\n(.*?)```", card.read_text(), re.S)[1]
+    call = type(pipe).__call__
+    fixed = {"latents": our_noise(damage, 0), "num_inference_steps": DRAWING.steps, "output_type": "pt"}
+    monkeypatch.setattr(type(pipe), "from_pretrained", lambda *where, **how: pipe)
+    monkeypatch.setattr(type(pipe), "__call__", lambda self, *what, **how: call(self, *what, **how, **fixed))
+    found: dict[str, Any] = {}
+    exec(script, found)
+    return found["image"] * 2 - 1

@@ -16,7 +16,7 @@ __all__ = ["place"]
 def train(place: Place, *flags: object) -> Outcome:
     return command(train_class.main, "--data", place.data, "--base", place.base, "--out", "run",
                    "--resolution", 64, "--latent-variants", 1, "--preview-every", 1, "--preview-steps", 1,
-                   *flags)
+                   "--features", "tiny", "--judge", "tiny", *flags)
 
 
 @pytest.fixture(autouse=True)
@@ -39,13 +39,17 @@ def test_it_shows_what_the_run_folder_holds(place: Place) -> None:
     for epochs in (2, 3):
         assert train(place, "--epochs", epochs, "--tensorboard").status == 0
     noted = rows(Path("run/metrics.jsonl"))[1:]
+    steps, scored = ([row for row in noted if ("validation" in row) == which] for which in (False, True))
     board = EventAccumulator("run/tensorboard")
     board.Reload()
-    assert set(board.Tags()["scalars"]) == {"loss", "lr", "grad_norm", "seconds"}
+    assert set(board.Tags()["scalars"]) == {"loss", "lr", "grad_norm", "seconds", "skipped", *(
+        f"validation/{name}" for name, value in scored[0]["validation"].items() if value is not None)}
     assert [(event.step, event.value) for event in board.Scalars("loss")] == [
-        (row["step"], pytest.approx(row["loss"], rel=1e-6)) for row in noted]
+        (row["step"], pytest.approx(row["loss"], rel=1e-6)) for row in steps]
+    assert [event.value for event in board.Scalars("validation/dca")] == [
+        pytest.approx(row["validation"]["dca"]) for row in scored] and len(scored) == 3
     assert [event.step for event in board.Images("preview")] == [1, 2, 3]
     assert train(place, "--epochs", 1, "--tensorboard", "--restart").status == 0
     board = EventAccumulator("run/tensorboard")
     board.Reload()
-    assert len(board.Scalars("loss")) == len(rows(Path("run/metrics.jsonl"))) - 1
+    assert len(board.Scalars("loss")) == rows(Path("run/metrics.jsonl"))[-1]["step"]

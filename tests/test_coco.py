@@ -14,6 +14,7 @@ from trees import picture, save
 
 from coco import Annotated, coco_dataset, run_lengths
 
+DAMAGES = ["Kratzer groß", "划痕 & \"b\"", "good"]
 MASKS = arrays(bool, st.tuples(st.integers(1, 9), st.integers(1, 9)))
 
 
@@ -45,12 +46,13 @@ def test_regions_and_boxes(mask: np.ndarray) -> None:
 
 def write_dataset(folder: Path) -> dict[str, np.ndarray]:
     """Three pictures: two regions, one, and none; returns the masks by file."""
-    masks = {name: np.zeros((48, 64), bool) for name in ("a.png", "b.png", "c.png")}
-    masks["a.png"][2:9, 3:20] = masks["a.png"][30:40, 40:60] = masks["b.png"][20:48, 0:5] = True
+    masks = {f"{damage}/0.png": np.zeros((48, 64), bool) for damage in DAMAGES}
+    first, second, _ = masks.values()
+    first[2:9, 3:20] = first[30:40, 40:60] = second[20:48, 0:5] = True
     pictures = []
     for number, (name, mask) in enumerate(masks.items()):
         save(folder / name, picture(number, (64, 48)))
-        pictures.append(Annotated(name, (64, 48), ("crack", "dent", "good")[number], mask))
+        pictures.append(Annotated(name, (64, 48), DAMAGES[number], mask))
     (folder / "annotations.json").write_text(json.dumps(coco_dataset(pictures)))
     return masks
 
@@ -59,7 +61,7 @@ def test_pycocotools_reads_the_masks_back(tmp_path: Path) -> None:
     coco = pytest.importorskip("pycocotools.coco")
     masks = write_dataset(tmp_path)
     read = coco.COCO(str(tmp_path / "annotations.json"))
-    assert [read.cats[i]["name"] for i in read.getCatIds()] == ["crack", "dent"]
+    assert [read.cats[i]["name"] for i in read.getCatIds()] == DAMAGES[:2]
     for image in read.loadImgs(read.getImgIds()):
         found = read.loadAnns(read.getAnnIds(image["id"]))
         union = np.zeros((48, 64), bool)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -32,10 +33,26 @@ def test_doctor_on_sound_data(tmp_path: Path) -> None:
     assert "part/dent: 3 images, 96x96, RGB; 3 masks" in result.stdout
     assert "mask values 2" in result.stdout
     # 16 of 96 pixels from pixel 32: at 64 px 10.7 pixels from 21.3, which touch cells 2 and 3 each way.
-    assert "256 / 256 / 256 px, 2.78 / 2.78 / 2.78 %, 4 / 4 / 4 latent cells at 64 px" in result.stdout
+    assert "256 / 256 / 256 px, 2.78% / 2.78% / 2.78%, 4 / 4 / 4 latent cells at 64 px" in result.stdout
     assert "no problems found" in result.stdout
     with Image.open(tmp_path / "doctor.png") as sheet:
         assert sheet.width > 3 * 96 and sheet.height > 3 * 96
+
+
+def test_doctor_in_json(tmp_path: Path) -> None:
+    """The same findings, for programs; nothing else is on stdout."""
+    make_product(tmp_path / "part")
+    (tmp_path / "part/mask/crack/001_mask.png").unlink()
+    result = run("doctor", "part", "--resolution", "64", "--json", cwd=tmp_path)
+    assert result.returncode == 1 and result.stderr == ""
+    found = json.loads(result.stdout)
+    assert set(found["classes"]) == {"part/crack", "part/dent", "part/good"}
+    assert found["classes"]["part/dent"] == {
+        "images": 3, "sizes": {"96x96": 3}, "modes": {"RGB": 3}, "masks": 3, "mask_values": [2],
+        "mask_pixels": [256, 256, 256], "mask_share": [1 / 36] * 3, "latent_cells": [4, 4, 4]}
+    assert found["classes"]["part/good"]["mask_pixels"] == [] and len(found["smallest"]) == 5
+    (problem,) = found["problems"]
+    assert "crack/001.png: no mask" in problem and Path(tmp_path, found["sheet"]).is_file()
 
 
 def test_doctor_lists_every_problem(tmp_path: Path) -> None:
@@ -83,7 +100,8 @@ def test_mistakes_on_the_command_line(line: str, monkeypatch: pytest.MonkeyPatch
 
 def test_no_network(tmp_path: Path) -> None:
     result = run("doctor", "DS-MVTec/bottle", cwd=tmp_path, HF_HOME=str(tmp_path), HF_ENDPOINT="http://127.0.0.1:9")
-    assert result.returncode == 2 and result.stderr.count("\n") == 1
+    assert result.returncode == 2 and result.stdout == ""
+    assert [line.startswith("error: ") for line in result.stderr.splitlines()] == [False, True]
     assert "fetching it from the hub failed" in result.stderr
 
 

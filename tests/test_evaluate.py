@@ -76,6 +76,12 @@ def test_the_report(bottles: Path) -> None:
         assert image.width > 1000 and image.height > 700
 
 
+def test_in_json(bottles: Path) -> None:
+    outcome = run(bottles / "real", bottles / "fake", "--json")
+    assert outcome.status == 0
+    assert json.loads(outcome.out) == json.loads(Path("out/metrics.json").read_text())
+
+
 def test_again_is_the_same_and_computes_nothing_twice(bottles: Path,
                                                       monkeypatch: pytest.MonkeyPatch) -> None:
     assert run(bottles / "real", bottles / "fake").status == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 from pathlib import Path
@@ -10,10 +11,12 @@ import peft
 import pytest
 import torch
 from bases import Outcome, Place, command, place
+from diffusers import StableDiffusionPipeline
 from pipelines import DRAWING, our_generator, pipeline, their_picture
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel
 
 import adapter
 import foreign
@@ -260,6 +263,33 @@ def test_half_precision_files_with_small_alphas(place: Place) -> None:
     assert not Path("p").exists()
 
 
+def test_text_encoder_layers_as_diffusers_saves_them(place: Place) -> None:
+    """Beside transformers 5 their names have no text_model; they mean the same layers as a kohya file's."""
+    name, rng = "layers.0.self_attn.v_proj.lora_{}.weight", torch.Generator().manual_seed(0)
+    tensors = {name.format(part): torch.randn(size, generator=rng)
+               for part, size in (("A", (2, 16)), ("B", (16, 2)))}
+    StableDiffusionPipeline.save_lora_weights(
+        "theirs", text_encoder_lora_layers={f"encoder.{name}": tensor for name, tensor in tensors.items()})
+    assert set(load_file("theirs/pytorch_lora_weights.safetensors")) == {
+        f"text_encoder.encoder.{name}" for name in tensors}
+    assert convert("theirs", "kohya", "--from", "diffusers", "--to", "kohya").status == 0
+    assert set(load_file("kohya/kohya.safetensors")) == {
+        f"lora_te_text_model_encoder_layers_0_self_attn_v_proj.{part}"
+        for part in ("lora_down.weight", "lora_up.weight", "alpha")}
+    assert convert("kohya", "back", "--from", "kohya", "--to", "diffusers").status == 0
+    clip = CLIPTextModel(CLIPTextConfig(
+        vocab_size=99, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        bos_token_id=97, eos_token_id=98, pad_token_id=98)).eval()
+    pipe, ids = pipeline(place.base, None, copy.deepcopy(clip)), torch.arange(9)[None]
+    pipe.load_lora_weights("back")
+    with torch.no_grad():
+        bare = clip(ids).last_hidden_state
+        foreign.add(clip, "text_encoder", Path("theirs"), 1.0)
+        ours = clip(ids).last_hidden_state
+        assert_close(ours, pipe.text_encoder(ids).last_hidden_state, 1e-5)
+    assert (ours - bare).abs().max() > 0.01
+
+
 # ------------------------------------------------------------------------------------ in our models
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -299,6 +329,23 @@ def test_stacking_at_sampling(run: Path, uneven: Path, place: Place) -> None:
     assert command(sample.main, "--ckpt", run, "--out", "both", *flags).failed_with("loras was")
 
 
+def test_what_a_stacked_lora_cannot_do_is_said(run: Path) -> None:
+    """Its text-encoder layers, where damage types are rows of a table; all else it has is added."""
+    tensors = load_file(converted(run, "kohya"))
+    text = "lora_te_text_model_encoder_layers_0_mlp_fc1"
+    save_file(tensors | {f"{text}.lora_down.weight": torch.ones(1, 16),
+                         f"{text}.lora_up.weight": torch.ones(32, 1)}, "both.safetensors")
+    save_file(tensors, "unet.safetensors")
+    flags = ["--steps", 1, "--per-class", 1, "--classes", DAMAGE]
+    said = {name: command(sample.main, "--ckpt", run, "--out", name, *flags, "--lora", f"{name}.safetensors")
+            for name in ("both", "unet")}
+    assert all(outcome.status == 0 for outcome in said.values())
+    assert "--lora both.safetensors: its 1 layers for the text encoder have no effect" in said["both"].err
+    assert "no effect" not in said["unet"].err
+    drawn = [Path(name, f"image/{DAMAGE}/000.png").read_bytes() for name in said]
+    assert drawn[0] == drawn[1]
+
+
 # ------------------------------------------------------------------------------------ failures
 
 OTHERS = {
@@ -306,6 +353,7 @@ OTHERS = {
     "DoRA ": "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q.dora_scale",
     "LoHa": "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q.hada_w1_a",
     "LoKr": "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q.lokr_w1",
+    "full-weight": "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q.diff",
 }
 
 
@@ -356,6 +404,47 @@ def test_mistakes(run: Path, uneven: Path, place: Place) -> None:
     assert not Path("out").exists()
 
 
+NO_LORA = {
+    "nan": ("lora_up.weight", lambda up: up * float("nan"), "not finite"),
+    "infinite": ("lora_down.weight", lambda down: down / 0, "not finite"),
+    "whole numbers": ("lora_up.weight", lambda up: up.int(), "do not fit each other"),
+    "rank 0": ("lora_up.weight", lambda up: up[:, :0], "do not fit each other"),
+    "no dimension": ("lora_up.weight", lambda up: up[0, 0], "do not fit each other"),
+    "several alphas": ("alpha", lambda alpha: torch.ones(3), "the alpha of unet."),
+    "no alpha in it": ("alpha", lambda alpha: torch.ones(0), "the alpha of unet."),
+    "alpha nan": ("alpha", lambda alpha: alpha * float("nan"), "it is nan"),
+    "alpha infinite": ("alpha", lambda alpha: alpha / 0, "it is inf")}
+
+
+@pytest.mark.parametrize("name", NO_LORA)
+def test_tensors_that_are_no_loras(name: str, run: Path, place: Place) -> None:
+    """In the three commands that read the files of others."""
+    part, change, expected = NO_LORA[name]
+    tensors = load_file(converted(run, "kohya"))
+    first = next(key for key in sorted(tensors) if key.endswith(part))
+    save_file(tensors | {first: change(tensors[first]).contiguous()}, "theirs.safetensors")
+    train = ["--data", place.data, "--base", place.base, "--resolution", 64, "--rank", 4, "--out", "run"]
+    for outcome in (convert("theirs.safetensors", "out", "--from", "kohya", "--to", "peft"),
+                    command(sample.main, "--ckpt", run, "--lora", "theirs.safetensors", "--out", "images"),
+                    command(train_class.main, *train, "--init-lora", "theirs.safetensors")):
+        assert outcome.failed_with("theirs.safetensors", expected), outcome
+    assert not any(Path(folder).exists() for folder in ("out", "run")) and not list(Path().rglob("*.png"))
+
+
+@pytest.mark.parametrize("settings", [
+    {"lora_alpha": None}, {"lora_alpha": [1]}, {"lora_alpha": float("nan")}, {"lora_alpha": 10**400},
+    {"alpha_pattern": [1]}, {"alpha_pattern": {"(": 1}}, {"alpha_pattern": {"to_q": "x"}},
+    b"\xff{}", b"[]", b"{"], ids=lambda settings: str(settings)[:40])
+def test_pefts_settings_that_cannot_be_read(settings: dict | bytes, run: Path) -> None:
+    converted(run, "peft")
+    place = Path("exported/adapter_config.json")
+    place.write_bytes(settings if isinstance(settings, bytes) else
+                      json.dumps(json.loads(place.read_text()) | settings).encode())
+    outcome = convert("exported", "out", "--from", "peft", "--to", "kohya")
+    assert outcome.failed_with("exported/adapter_", "cannot be read"), outcome
+    assert not Path("out").exists()
+
+
 def test_a_lora_that_does_not_fit_the_base(run: Path, place: Place) -> None:
     rank = ["--data", place.data, "--base", place.base, "--resolution", 64, "--init-lora", run]
     assert command(train_class.main, *rank, "--rank", 2).failed_with("rank 4", "--rank 4 or more")
@@ -364,7 +453,9 @@ def test_a_lora_that_does_not_fit_the_base(run: Path, place: Place) -> None:
     save_file(tensors, "ff.safetensors")
     assert command(train_class.main, *rank[:-1], "ff.safetensors").failed_with("ff.net.2", "sample.py --lora")
     assert command(sample.main, "--ckpt", run, "--lora", "ff.safetensors").failed_with("ff.net.2", "(9, 5)")
-    assert command(sample.main, "--ckpt", run, "--lora", "ff.safetensors=much").failed_with("FILE=STRENGTH")
+    for strength in ("much", "", "nan", "inf"):
+        flags = ["--ckpt", run, "--lora", f"ff.safetensors={strength}"]
+        assert command(sample.main, *flags).failed_with("FILE=STRENGTH")
 
 
 def test_names_are_those_of_the_full_model() -> None:

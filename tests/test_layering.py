@@ -22,8 +22,9 @@ ALLOWED = {
     "mask_bank": "adapter data decode errors folders foreground seeds",
     "formats": "errors files sd.unet",
     "export": "errors files formats sd.text",
-    "publish": "errors files sd.text",
-    "convert": "config errors export formats publish",
+    "card": "errors files sample_folder sd.text",
+    "publish": "errors",
+    "convert": "card config errors export formats publish",
     "lora": "convert errors seeds",  # convert only for its command line
     "foreign": "errors formats lora",
     "adapter": "errors files lora seeds",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -81,17 +82,24 @@ def test_mvtecs_layout_holds_no_other_picture(run: Path, photos: Path) -> None:
 
 
 def test_anomalib_reads_mvtecs_layout(run: Path, photos: Path) -> None:
-    """Its MVTec AD dataset counts images and masks, and pairs each with its own."""
+    """Its MVTec AD datamodule counts images and masks, and pairs each with its own.
+
+    The photos are the training images that it wants beside them.
+    """
     pytest.importorskip("anomalib", reason=NO_ANOMALIB)
-    from anomalib.data.datasets.image.mvtecad import make_mvtec_ad_dataset
+    from anomalib.data import MVTecAD
     assert paint(run, photos, "--layout", "mvtec").status == 0
-    samples = make_mvtec_ad_dataset(Path("generated").resolve(), split="test")
-    assert len(samples) == 12 and (samples.label_index == 1).sum() == 9
-    damaged = samples[samples.label_index == 1]
-    assert set(damaged.label) == set(DAMAGES)
-    for image, mask in zip(damaged.image_path, damaged.mask_path, strict=True):
-        assert Path(mask).name == f"{Path(image).stem}_mask.png"
-        assert Path(mask).parent.name == Path(image).parent.name
+    photos.joinpath("b.jpg").unlink()  # it takes .png alone
+    shutil.copytree(photos, "generated/train/good")
+    module = MVTecAD(root=".", category="generated", num_workers=0)
+    module.setup()
+    samples, masks = module.test_data.samples, masks_in(Path("generated/ground_truth"))
+    assert len(module.train_data) == 2 and len(samples) == 12 and len(masks) == 9
+    for item, label, path in zip(module.test_data, samples.label, samples.image_path, strict=True):
+        mask = masks.get(f"{label}/{Path(path).stem}")
+        assert bool(item.gt_label) == (mask is not None)
+        assert (item.gt_mask.numpy().astype(bool) == (False if mask is None else mask)).all()
+    assert set(samples.label) == {"good", *DAMAGES}
 
 
 def test_anomalib_trains_on_the_folder(run: Path, photos: Path) -> None:
@@ -103,6 +111,11 @@ def test_anomalib_trains_on_the_folder(run: Path, photos: Path) -> None:
                     abnormal_dir=[f"image/{damage}" for damage in DAMAGES],
                     mask_dir=[f"mask/{damage}" for damage in DAMAGES], num_workers=0)
     module.setup()
-    batch = [item for loader in (module.test_dataloader(),) for item in loader.dataset]
-    damaged = [item for item in batch if bool(item.gt_label)]
-    assert damaged and all(bool(item.gt_mask.any()) for item in damaged)
+    masks, seen = masks_in(Path("generated/mask")), {}
+    for data in (module.train_data, module.val_data, module.test_data):
+        for item in data:
+            name = f"{Path(item.image_path).parent.name}/{Path(item.image_path).stem}"
+            seen[name] = bool(item.gt_label)
+            if seen[name]:
+                assert (item.gt_mask.numpy().astype(bool) == masks[name]).all()
+    assert len(seen) == 12 and sum(seen.values()) == 9

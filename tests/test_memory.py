@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,11 @@ def test_a_plan_for_a_named_card(place: Place, tmp_path: Path, monkeypatch: pyte
     assert outcome.status == 0 and not list(tmp_path.iterdir())  # and nothing was begun
     assert "T4, fp16, 64 px, batches of 4" in outcome.out and "11.5 TFLOP/s" in outcome.out
     assert "750 steps" in outcome.out  # 12 photos, 250 epochs
+    told = json.loads(planned(place, train_class.main, "--plan", "T4", "--json").out)
+    assert told["card"] == "T4" and told["steps"] == 750 and told["fits"] and told["tflops"] == 11.5
+    assert f"memory: {told['gib']['needed']:.1f} GiB" in outcome.out
+    assert f"time: {sum(told['seconds'].values()) / 60:.3g} min" in outcome.out
+    assert planned(place, train_class.main, "--json").failed_with("--json", "--plan")
     assert planned(place, train_class.main, "--plan", "Voodoo").failed_with("--plan Voodoo", "T4")
     for main, name in ((train_inpaint.main, "t4"), (train_class.main, "H100")):
         assert planned(place, main, "--plan", name, "--max-steps", 5).status == 0

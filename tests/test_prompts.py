@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from bases import Outcome, Place, command, write_base, write_text
-from pipelines import DRAWING, our_generator, pipeline, their_picture
+from pipelines import DRAWING, our_generator, picture_of_card, pipeline, their_picture
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 from transformers import AutoTokenizer, CLIPTextModel
@@ -19,6 +19,7 @@ import lora
 import sample
 import train_class
 from demo import write_demo
+from sd.text import placeholder
 from sd.weights import load_text_encoder
 
 PROMPT = "a photo of a {product} with {damage}, close"
@@ -103,6 +104,58 @@ def test_diffusers_draws_it_by_prompt(layout: str, run: Path, place: Place) -> N
     assert (bare - theirs).abs().max() > 0.02 and (other - theirs).abs().max() > 0.005
 
 
+def test_the_cards_script_draws_it(run: Path, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And its lines for ComfyUI and A1111 hold the same prompt in their spelling."""
+    assert command(lora.main, "convert", run, "bottle lora", "--to", "kohya").status == 0
+    tokenizer = AutoTokenizer.from_pretrained(place.base / "tokenizer")
+    pipe = pipeline(place.base, tokenizer, CLIPTextModel.from_pretrained(place.base / "text_encoder"))
+    theirs = picture_of_card(Path("bottle lora/README.md"), pipe, "broken_large", monkeypatch)
+    ours = our_generator(run).draw([("broken_large", 0)], DRAWING)[0]
+    assert (ours - theirs).abs().max() < 1e-3
+    text = Path("bottle lora/README.md").read_text()
+    assert "prompt: `a photo of a bottle with embedding:broken_large, close`" in text
+    assert "prompt: `a photo of a bottle with broken_large, close <lora:bottle lora:1>`" in text
+
+
+def test_names_in_any_script(place: Place) -> None:
+    """Damage types and products as people name them; the words are files, and diffusers reads them."""
+    names = {"broken_large": "Kratzer groß", "broken_small": "划痕", "good": "good"}
+    for part in ("image", "mask"):
+        for old, new in names.items():
+            if (place.data / part / old).exists():
+                shutil.copytree(place.data / part / old, Path("Flasche {a} 瓶", part, new))
+    assert train(place._replace(data=Path("Flasche {a} 瓶")), Path("run"), "--alpha", 8).status == 0
+    _, header = adapter.read_adapter(Path("run/adapter.safetensors"))
+    words = [placeholder(name) for name in header.classes]
+    assert set(words) == {"<kratzer_groß>", "<划痕>", "<good>"}
+    assert header.prompts == [PROMPT.format(product="Flasche {a} 瓶", damage=word) for word in words]
+    ours = our_generator(Path("run")).draw([("划痕", 0)], DRAWING)[0]
+    assert command(lora.main, "convert", "run", "out", "--to", "diffusers").status == 0
+    tokenizer = AutoTokenizer.from_pretrained(place.base / "tokenizer")
+    pipe = pipeline(place.base, tokenizer, CLIPTextModel.from_pretrained(place.base / "text_encoder"))
+    for word in words:
+        pipe.load_textual_inversion(f"out/embeddings/{word.strip('<>')}.safetensors")
+    pipe.load_lora_weights("out")
+    theirs = their_picture(pipe, "划痕", prompt=header.prompts[header.classes.index("划痕")])
+    assert (ours - theirs).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize(("classes", "expected"), [
+    (["Crack-1", "crack_1"], "several damage types would be <crack_1>"),
+    (["!!!", "good"], "'!!!' has neither letters nor digits"),
+    (["known", "good"], "tokenizer has a word <known> of its own")])
+def test_damage_types_that_give_no_words(classes: list[str], expected: str, place: Place) -> None:
+    for name in classes:
+        shutil.copytree(place.data / "image/good", Path("data/image", name))
+    base = Path(shutil.copytree(place.base, "base"))
+    tokenizer = AutoTokenizer.from_pretrained(base / "tokenizer")
+    tokenizer.add_tokens("<known>")
+    tokenizer.save_pretrained(base / "tokenizer")
+    outcome = train(Place(base, Path("data")), Path("run"))
+    assert outcome.failed_with("--context prompt", expected), outcome
+    assert not Path("run").exists()
+
+
 def test_a1111s_reading_of_the_word_files(run: Path) -> None:
     """It takes the only tensor of the file as (vectors, dim), and the file's name as the word."""
     assert command(lora.main, "convert", run, "exported", "--to", "kohya").status == 0
@@ -175,6 +228,8 @@ MISTAKES = {
     "damage twice": (["--prompt", "{damage} {damage}"], "must hold {damage} once"),
     "another field": (["--prompt", "{damage} {colour}"], "must hold {damage} once"),
     "a brace": (["--prompt", "{damage} {"], "must hold {damage} once"),
+    "a format": (["--prompt", "{damage:>999999999}"], "must hold {damage} once"),
+    "a word there already": (["--prompt", "{damage}, not <good>"], "holds <good>"),
     "too long": (["--prompt", "word " * 80 + "{damage}"], "use fewer words"),
     "too many vectors": (["--tokens-per-class", 77], "--tokens-per-class"),
 }

@@ -1,80 +1,47 @@
-"""The model card, and an adapter sent to the hub: to a local server that speaks its protocol."""
+"""An adapter and its card sent to the hub: to a local server that speaks its protocol."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
-from bases import ROOT, command, place
+from bases import ROOT, place
 from hub_uploads import TOKEN, UploadHub
+from huggingface_hub import constants
 from safetensors.torch import load_file
 from test_formats import convert, run
 
-import sample
-
 __all__ = ["place", "run"]
-NUMBERS = {"numbers": {
-    "generated": {"all": {"dca": {"value": 0.5, "low": 0.25, "high": 0.75}, "n": {"value": 8}}},
-    "held-out real": {"all": {"dca": {"value": 1.0, "low": None, "high": None}}}}}
 
 
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[UploadHub]:
+    """The server, which huggingface_hub in this process takes for the hub; the user is logged in."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with UploadHub(tmp_path / "hub") as server:
+        for name, value in (("ENDPOINT", server.url), ("HF_HUB_DISABLE_XET", True), ("HF_HUB_OFFLINE", False),
+                            ("HF_TOKEN_PATH", "nowhere"), ("HF_STORED_TOKENS_PATH", "nowhere")):
+            monkeypatch.setattr(constants, name, value)
+        yield server
 
 
-def pushed(server: UploadHub, *arguments: object, **more: str) -> subprocess.CompletedProcess[str]:
-    """lora.py in a process of its own, for the hub's address is read when huggingface_hub is imported."""
-    return subprocess.run([sys.executable, str(ROOT / "lora.py"), "convert", *map(str, arguments)], text=True,
-                          env=server.environment(Path("cache").resolve()) | more, capture_output=True,
-                          timeout=300)
-
-
-def test_the_card(run: Path) -> None:
-    assert command(sample.main, "--ckpt", run, "--steps", 2, "--per-class", 1).status == 0
-    Path("metrics.json").write_text(json.dumps(NUMBERS))
-    assert convert(run, "bottle", "--to", "diffusers", "--samples", "generated", "--numbers", "metrics.json",
-                   "--data-licence", "CC BY-NC-SA 4.0").status == 0
-    _, head, text = Path("bottle/README.md").read_text().split("---\n", 2)
-    assert yaml.safe_load(head)["tags"][0] == "lora" and yaml.safe_load(head)["library_name"] == "diffusers"
-    for part in ("# bottle", "- contamination", "![samples", "| LoRA rank | 4 |", "licence: CC BY-NC-SA 4.0",
-                 "| generated | 0.5 [0.25, 0.75] | 8 |", "| held-out real | 1 | - |",
-                 'pipe.load_lora_weights("bottle")', "row.view(1, 3, -1)"):
-        assert part in text
-    assert Path("bottle/samples.png").read_bytes() == Path("generated/grid.png").read_bytes()
-    assert str(run) not in text  # no paths of this machine
-
-
-def test_a_card_says_what_was_not_given(run: Path) -> None:
-    assert convert(run, "bottle", "--to", "kohya").status == 0
-    text = Path("bottle/README.md").read_text()
-    assert "licence: not given" in text and "Numbers: not given" in text and "![" not in text
-    assert 'weight_name="bottle.safetensors"' in text
-
-
-def test_mistakes_leave_nothing(run: Path) -> None:
-    Path("empty").mkdir()
-    Path("list.json").write_text("[1]")
-    for flags, expected in ((("--samples", "empty"), "holds no grid.png"),
-                            (("--numbers", "no.json"), "no.json"),
-                            (("--numbers", "list.json"), "not evaluate.py's")):
-        assert convert(run, "out", "--to", "kohya", *flags).failed_with(expected)
-    assert not Path("out").exists()
-
-
-def test_an_adapter_goes_to_the_hub_and_comes_back(run: Path) -> None:
-    with UploadHub(Path("hub").resolve()) as server:
-        done = pushed(server, run, "bottle", "--to", "diffusers", "--push-to-hub", "me/bottle")
-        assert done.returncode == 0, done.stderr
-        assert f"uploaded to {server.url}/me/bottle" in done.stderr
-        assert done.stdout.splitlines() == ["bottle/pytorch_lora_weights.safetensors",
-                                            "bottle/damage_types.safetensors", "bottle/README.md"]
-        assert server.visibility == {"me/bottle": "private"}
-        assert set(server.validated) == {Path("bottle/README.md").read_text()}
+def test_an_adapter_goes_to_the_hub_and_comes_back(run: Path, hub: UploadHub) -> None:
+    """In a process of its own, as a user sees it."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "lora.py"), "convert", str(run), "bottle", "--to", "diffusers",
+         "--push-to-hub", "me/bottle"],
+        env=hub.environment(Path("cache").resolve()), text=True, capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert f"uploaded to {hub.url}/me/bottle" in done.stderr
+    assert done.stdout.splitlines() == ["bottle/pytorch_lora_weights.safetensors",
+                                        "bottle/damage_types.safetensors", "bottle/README.md"]
+    assert hub.visibility == {"me/bottle": "private"}
+    assert set(hub.validated) == {Path("bottle/README.md").read_text()}
     sent = {file.name: file.read_bytes() for file in Path("hub/me/bottle").iterdir()}
     assert sent == {file.name: file.read_bytes() for file in Path("bottle").iterdir()}
     assert convert("hub/me/bottle", "back", "--from", "diffusers").status == 0
@@ -82,16 +49,44 @@ def test_an_adapter_goes_to_the_hub_and_comes_back(run: Path) -> None:
     assert all((before[name] == after[name]).all() for name in before)
 
 
-def test_what_the_hub_refuses(run: Path) -> None:
-    """One line, and what was converted stays."""
-    with UploadHub(Path("hub").resolve()) as server:
-        flags = ("--to", "kohya", "--push-to-hub")
-        stranger = pushed(server, run, "a", *flags, "me/bottle", HF_TOKEN=TOKEN + "x")
-        named = pushed(server, run, "b", *flags, "me/bottle/x")
-    gone = pushed(server, run, "c", *flags, "me/bottle")
-    for done, out, expected in ((stranger, "a", "hf auth login"), (named, "b", "OWNER/NAME"),
-                                (gone, "c", "could not be reached")):
-        assert done.returncode == 2 and "Traceback" not in done.stderr
-        last = done.stderr.splitlines()[-1]
-        assert last.startswith("error: --push-to-hub me/bottle") and expected in last
-        assert Path(out, f"{out}.safetensors").is_file()
+def test_public_only_if_asked_for(run: Path, hub: UploadHub) -> None:
+    said = convert(run, "a", "--to", "kohya", "--push-to-hub", "me/a", "--public", "--json")
+    assert json.loads(said.out)["url"] == f"{hub.url}/me/a" and hub.visibility == {"me/a": "public"}
+    assert convert(run, "b", "--to", "kohya", "--public").failed_with("--public", "--push-to-hub")
+    assert not Path("b").exists()
+
+
+def test_what_can_be_known_before_anything_is_written(run: Path, hub: UploadHub,
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    """So the same command goes on once it is mended."""
+    def refused(repo: str, *expected: str) -> None:
+        outcome = convert(run, "out", "--to", "kohya", "--push-to-hub", repo)
+        assert outcome.failed_with(f"--push-to-hub {repo}: ", *expected), outcome
+        assert len(outcome.err.splitlines()) == 1 and not Path("out").exists()
+
+    for repo in ("me/bottle/x", "bottle", "me/my bottle", ""):
+        refused(repo, "OWNER/NAME")
+    with monkeypatch.context() as patch:
+        patch.setenv("HF_TOKEN", TOKEN + "x")
+        refused("me/bottle", "HTTP 401", "hf auth login")
+        patch.delenv("HF_TOKEN")
+        refused("me/bottle", "nobody is logged in")
+    with monkeypatch.context() as patch:
+        patch.setattr(constants, "HF_HUB_OFFLINE", True)
+        refused("me/bottle", "HF_HUB_OFFLINE forbids it")
+    with monkeypatch.context() as patch:
+        patch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+        refused("me/bottle", "127.0.0.1:9 could not be reached")
+    assert hub.visibility == {}
+
+
+@pytest.mark.parametrize(("part", "status", "advice"), [("repos/create", 403, "check OWNER"),
+                                                        ("commit/main", 403, "the token's rights"),
+                                                        ("objects/batch", 418, "try again")])
+def test_what_the_hub_refuses_later(part: str, status: int, advice: str, run: Path, hub: UploadHub) -> None:
+    """What was converted stays, and the command that sends it is said."""
+    hub.status[part] = status
+    outcome = convert(run, "a b", "--to", "kohya", "--push-to-hub", "me/bottle")
+    assert outcome.failed_with("--push-to-hub me/bottle", f"HTTP {status}", advice), outcome
+    assert outcome.err.endswith("hf upload me/bottle 'a b' . --private\n")
+    assert Path("a b/a b.safetensors").is_file() and Path("a b/README.md").is_file()

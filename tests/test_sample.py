@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 import signal
 import subprocess
@@ -84,6 +85,9 @@ def test_what_it_leaves(run: Path) -> None:
     drawn = [pixels("generated", damage, number) for damage in CLASSES for number in (0, 1)]
     assert all(image.shape == (64, 64, 3) and image.std() > 1 for image in drawn)
     assert all((a != b).any() for i, a in enumerate(drawn) for b in drawn[:i])
+    assert json.loads(draw(run, "--json").out) == {
+        "out": "generated", "classes": CLASSES, "per_class": 2, "drawn": 0,
+        "journal": "generated/samples.jsonl", "grid": "generated/grid.png"}
 
 
 def test_what_is_drawn_depends_on_seed_class_and_number_alone(run: Path) -> None:
