@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +11,9 @@ from torch import Tensor, nn
 import lora
 from errors import UserError
 from files import read_tensors, save_tensors, verified
+from header import Header, read_header
 from seeds import torch_rng
 
-KINDS = ("class", "inpaint", "control")
 WIDE = "unet.conv_in.weight"  # trained where a base was widened to take masks (sd/inpainting.py)
 NULL = -1  # the class id of "no class", which guidance starts from
 
@@ -40,43 +39,6 @@ class ClassContext(nn.Module):
         row = self.embedding(class_id.clamp(min=0))
         row = torch.where((class_id == NULL)[:, None], self.null, row)
         return row.unflatten(1, (-1, self.dim))
-
-
-@dataclass(frozen=True)
-class ControlHeader:
-    """What a checkpoint with a ControlNet says of that. All of the class checkpoint is in the same file."""
-
-    class_ckpt: str  # SHA-256 of that checkpoint's file
-    init: str | None  # the published ControlNet that training began with; None: a copy of the UNet's encoder
-    fingerprint: str  # which weights the frozen encoder has; "" where it was trained too
-    rank: int  # of the low-rank updates; 0: all was trained
-    channels: int  # of the condition
-    class_channels: bool  # whether each class has its own channel; else all are the mask
-    mask_dropout: float  # 0: the empty mask says "no damage", so there is no guidance over masks
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a checkpoint says of itself, as JSON in its safetensors header."""
-
-    kind: str  # which strategy made it: one of KINDS
-    classes: list[str]  # class names by id
-    base: str  # the base model as it was given to --base
-    fingerprint: str  # which weights that was, however they were stored
-    resolution: int
-    tokens_per_class: int
-    class_dropout: float  # 0: the table's null class is untrained
-    rank: int
-    alpha: float
-    step: int
-    config: dict[str, Any]  # the whole command line of the run
-    control: ControlHeader | None = None
-    prompts: list[str] = field(default_factory=list)  # of the classes; none: a table of tokens instead
-
-    @property
-    def has_null(self) -> bool:
-        """Whether there is a null condition to guide from: the text encoder's "", or one that was trained."""
-        return bool(self.prompts) or self.class_dropout > 0
 
 
 def trained_tensors(unet: nn.Module, context: nn.Module) -> dict[str, Tensor]:
@@ -107,21 +69,11 @@ def read_adapter(path: Path) -> tuple[dict[str, Tensor], Header]:
     if "adapter" not in metadata:
         raise UserError(f"{path}: no checkpoint of this project; give a run folder, or the "
                         "adapter.safetensors in it")
-    try:
-        return tensors, _header(path, verified(path, tensors, metadata["adapter"]))
-    except (TypeError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: its header cannot be read ({error}); is it of another version?") from error
-
-
-def _header(path: Path, fields: dict[str, Any]) -> Header:
-    if fields["kind"] not in KINDS:
-        raise UserError(f"{path}: a checkpoint of kind {fields['kind']!r}; known here: {', '.join(KINDS)}")
-    control = fields.get("control")
-    header = Header(**fields | {"control": ControlHeader(**control) if control else None})
-    for name in header.classes:  # they become folders
-        if any(part in ("", ".", "..") for part in name.split("/")):
-            raise ValueError(f"class {name!r}")
-    return header
+    header = read_header(path, verified(path, tensors, metadata["adapter"]))
+    rows = tensors.get("class_embedding.weight")
+    if rows is None or rows.shape[:1] != (len(header.classes),):  # else a header alone could fill the memory
+        raise UserError(f"{path}: its table is not one of {len(header.classes)} classes; copy it again")
+    return tensors, header
 
 
 def load_adapter(path: Path, header: Header, tensors: dict[str, Tensor], unet: nn.Module,

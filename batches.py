@@ -59,7 +59,9 @@ class _Keyed(torch.utils.data.Dataset):
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:
+    """A signal to all processes at once must not take the data away from a step that is to be finished."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 def load_batches(dataset: DefectDataset, keys: Iterable[list[tuple[int, int]]],

@@ -161,11 +161,11 @@ def contenders(config: Config, base: str, work: Path) -> dict[str, dict[str, Cal
             "ours": train("inpaint", "train_inpaint.py", "--preview-every", "0"),
             "diffusers + peft": train("peer-inpaint", peer, "train", "--strategy", "inpaint")},
         "training step, whole ControlNet": {
-            "ours": train("control", "train_controlnet.py", "--class-ckpt", trained, "--accumulate", "1",
-                          "--preview-every", "0", "--save-every", "1000", flags=data),
+            "ours": train("control", "train_controlnet.py", "--class-ckpt", trained, "--base", base,
+                          "--accumulate", "1", "--preview-every", "0", "--save-every", "1000", flags=data),
             "diffusers": train("peer-control", peer, "train", "--strategy", "control")},
         f"guided DDIM, {config.sample_steps} steps, decoded, a batch": {
-            "ours": sample("drawn", "sample.py", "--ckpt", trained, "--classes", "good"),
+            "ours": sample("drawn", "sample.py", "--ckpt", trained, "--base", base, "--classes", "good"),
             "diffusers + peft": sample("peer-drawn", peer, "sample", "--base", base, *size[:2])}}
 
 

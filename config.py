@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import textwrap
 import types
 import typing
 from typing import Any, NoReturn, TypeVar
@@ -34,6 +35,13 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message} (see --help)\n")
 
 
+class _Page(argparse.RawDescriptionHelpFormatter):
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        """The usual lines, but no flag or name is broken at its hyphens: they are to be copied."""
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False,
+                             break_long_words=False)
+
+
 def _number(kind: type, metadata: Any) -> Any:
     def convert(text: str) -> float | int:
         try:
@@ -43,15 +51,20 @@ def _number(kind: type, metadata: Any) -> Any:
             raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}") from None
         if kind is float and not math.isfinite(value):
             raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
-        low, above, high = metadata["minimum"], metadata["above"], metadata["maximum"]
-        if low is not None and value < low:
-            raise argparse.ArgumentTypeError(f"{text} is too small: at least {low}")
-        if above is not None and value <= above:
-            raise argparse.ArgumentTypeError(f"{text} is too small: more than {above}")
-        if high is not None and value > high:
-            raise argparse.ArgumentTypeError(f"{text} is too large: at most {high}")
+        if wrong := _out_of_bounds(value, metadata):
+            raise argparse.ArgumentTypeError(f"{text} is {wrong}")
         return value
     return convert
+
+
+def _out_of_bounds(value: float, metadata: Any) -> str:
+    """What is wrong with a number; "" where nothing is."""
+    low, above, high = metadata["minimum"], metadata["above"], metadata["maximum"]
+    if low is not None and value < low:
+        return f"too small: at least {low}"
+    if above is not None and value <= above:
+        return f"too small: more than {above}"
+    return f"too large: at most {high}" if high is not None and value > high else ""
 
 
 def _default_text(value: Any) -> str:
@@ -110,7 +123,7 @@ def parse(cls: type[T], description: str, epilog: str = "", argv: list[str] | No
     must be given. A wrong value ends in one line and exit status 2.
     """
     parser = _Parser(program, description=description, epilog=epilog, allow_abbrev=False, usage=_usage(cls),
-                     add_help=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+                     add_help=False, formatter_class=_Page)
     annotations = typing.get_type_hints(cls)
     for title, fields in _groups(cls).items():
         group = parser.add_argument_group(title)
@@ -139,3 +152,30 @@ def _usage(cls: type) -> str:
         elif field.default is ...:
             words.append(f"{_name(field)} ...")
     return " ".join([*words, "[flags]"])
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Whether a value that JSON holds is of the type that an annotation names; numbers are finite."""
+    parts = typing.get_args(kind)
+    if isinstance(kind, types.UnionType):
+        return any(fits(value, part) for part in parts)
+    if typing.get_origin(kind) is list:
+        return isinstance(value, list) and all(fits(item, parts[0]) for item in value)
+    if kind in (int, float):
+        return type(value) in (int, kind) and abs(value) < 2**63  # which infinity and nan are not
+    return value is None if kind is type(None) else isinstance(value, typing.get_origin(kind) or kind)
+
+
+def recorded(cls: type[T], values: dict[str, Any]) -> T:
+    """`cls` from what a file holds of a command line, other flags' values left out. Raises ValueError, naming
+    the first, where one is of another type than its flag or out of its bounds.
+    """
+    kinds, given = typing.get_type_hints(cls), {}
+    for field in dataclasses.fields(cls):
+        if field.name in values:
+            value = given[field.name] = values[field.name]
+            choices = field.metadata["choices"]
+            if (not fits(value, kinds[field.name]) or choices and value not in choices
+                    or type(value) in (int, float) and _out_of_bounds(value, field.metadata)):
+                raise ValueError(f"{field.name} {value!r}")
+    return cls(**given)

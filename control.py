@@ -15,10 +15,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import lora
-from adapter import ControlHeader, Header
 from errors import UserError
 from files import save_json, write_atomic
 from guidance import Control
+from header import ControlHeader, Header
+from named import followed
 from prompts import DamageContext
 from sd.controlnet import ControlNet, copy_encoder
 from sd.parts import WEIGHTS, controlnet_json
@@ -96,6 +97,8 @@ def load_control(path: Path, header: ControlHeader, tensors: dict[str, Tensor], 
     Raises UserError naming `path` where its tensors do not fit, or `header.init` has become another one.
     """
     if header.rank:
+        if header.init is not None:
+            followed(header.init, path, "run this in a folder above it")
         control = new_control(header, unet, seed=0, share=False)  # the UNet may be changed afterwards
         if fingerprint(control) != header.fingerprint:
             raise UserError(f"{path}: was trained on another ControlNet than {header.init} is now")

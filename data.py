@@ -241,7 +241,8 @@ class Doctor:
                         "good and damaged (python data.py demo --help)", choices=("doctor", "demo"),
                         positional=True, group="what")
     path: list[str] = flag(..., "what you would give to --data", positional=True, group="what")
-    resolution: int = flag(512, "judge masks at this size in pixels", group="what", minimum=64)
+    resolution: int = flag(512, "judge masks at this size in pixels", group="what", minimum=64,
+                           maximum=4096)
     out: str = flag("doctor.png", "contact sheet to write", group="what")
     json: bool = flag(False, "print one JSON object instead of the page", group="what")
 
@@ -253,7 +254,7 @@ class Demo:
     command: str = flag(..., "demo: draw a dataset of bottles, good and damaged, with masks",
                         choices=("demo",), positional=True, group="what")
     out: str = flag(..., "the product folder to write", positional=True, group="what")
-    per_class: int = flag(20, "images a class", group="what", minimum=1)
+    per_class: int = flag(20, "images a class", group="what", minimum=1, maximum=10**5)
     seed: int = flag(0, "another seed draws other bottles", group="what", minimum=0)
 
 

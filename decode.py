@@ -13,6 +13,8 @@ from PIL import ExifTags, Image, ImageOps
 from errors import UserError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+# Whatever a file is called. EPS, among others, would have Pillow start another program.
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF")
 MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")  # lossless only: JPEG invents values beside every edge
 
 
@@ -40,7 +42,7 @@ def size_of(path: Path) -> tuple[int, int]:
 
     Raises UserError where the file is unreadable or absurdly large.
     """
-    with _named(path), Image.open(path) as image:
+    with _named(path), Image.open(path, formats=FORMATS) as image:
         width, height = image.size
         if image.format == "JPEG":
             turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
@@ -68,7 +70,7 @@ def read_image(path: Path) -> np.ndarray:
 
     A JPEG's orientation tag is applied. Raises UserError where the file cannot be decoded.
     """
-    with _named(path), Image.open(path) as image:
+    with _named(path), Image.open(path, formats=FORMATS) as image:
         if image.format == "JPEG":
             image = ImageOps.exif_transpose(image)
         return _to_rgb(image, path)
@@ -79,7 +81,7 @@ def read_mask(path: Path) -> np.ndarray:
 
     A coloured mask yields 255 wherever any channel is not 0. Raises UserError where it cannot be decoded.
     """
-    with _named(path), Image.open(path) as image:
+    with _named(path), Image.open(path, formats=FORMATS) as image:
         values = np.asarray(image)
         if values.ndim == 3:
             values = values[..., :1 if image.mode == "LA" else 3]  # alpha says nothing about the damage

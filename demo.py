@@ -16,6 +16,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from errors import UserError
+from files import save_image
 from tiny.shapes import (
     Array,
     Generator,
@@ -252,11 +253,10 @@ def write_demo(out: Path, per_class: int, seed: int, size: int = 256) -> None:
     for value, rgb in MASK_COLOURS.items():
         palette[value] = rgb
     for damage in CLASSES:
-        for kind in ("image",) if damage == "good" else ("image", "mask", "rgb_mask"):
-            (out / kind / damage).mkdir(parents=True)
         for i in range(per_class):
             image, mask = draw_bottle(damage, seed * 1_000_000 + i, size)
-            Image.fromarray(image).save(out / "image" / damage / f"{i:03d}.png")
+            save_image(out / "image" / damage / f"{i:03d}.png", Image.fromarray(image))
             if damage != "good":
-                Image.fromarray(mask).save(out / "mask" / damage / f"{i:03d}_mask.png")
-                Image.fromarray(palette[mask]).save(out / "rgb_mask" / damage / f"{i:03d}_rgb_mask.png")
+                save_image(out / "mask" / damage / f"{i:03d}_mask.png", Image.fromarray(mask))
+                save_image(out / "rgb_mask" / damage / f"{i:03d}_rgb_mask.png",
+                           Image.fromarray(palette[mask]))

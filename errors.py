@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -38,7 +40,16 @@ def message(error: BaseException) -> str | None:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call `main`; end a user's mistake in one line on stderr with status 2, Ctrl-C with status 130."""
+    """Call `main`; end a user's mistake in one line on stderr with status 2, Ctrl-C or SIGTERM with 130.
+
+    What is open is then closed, and what is half written removed; a second signal leaves at once.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started this
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (for as long as the process lives)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be text
+        sys.stdout.reconfigure(errors="backslashreplace")
+    usual = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         main()
         sys.stdout.flush()
@@ -52,5 +63,19 @@ def run(main: Callable[[], None]) -> None:
         line = message(error)
         if line is None:
             raise
-        print("error: " + " ".join(line.split()), file=sys.stderr)
+        print("error: " + printable(line), file=sys.stderr)
         sys.exit(2)
+    finally:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_DFL)
+    raise KeyboardInterrupt
+
+
+def printable(text: str) -> str:
+    """One line of at most 2,000 characters, none of which, in a name from a file, steers the terminal."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))[:2000]

@@ -22,7 +22,7 @@ from errors import UserError
 from evaluation_data import Side, Sides, load_sides
 from features import FeatureStore, read_square
 from fidelity import sources_in
-from files import save_image, save_json, write_atomic
+from files import remove_leftovers, save_image, save_json, save_text
 from locks import locked
 from machine import choose_device
 from measures import (
@@ -131,8 +131,9 @@ def measure(config: Config, sides: Sides, rows: dict[str, Side], networks: dict[
         measure_judgement(findings, rows, sides, judges, real, config.batch_size, config.workers)
         if config.downstream:
             help_training(config, sides, rows, networks["judge"], findings, out)
-    sources = {GENERATED: sources_in(Path(config.fake)), PASTED: sources_in(out / "cut_and_paste")}
     try:
+        sources = {GENERATED: sources_in(Path(config.fake), config.real),
+                   PASTED: sources_in(out / "cut_and_paste", config.real)}
         measure_fidelity(findings, {row: rows[row] for row in sources if row in rows}, sides, sources)
     except UserError as error:
         findings.missing["mask fidelity"] = str(error)
@@ -200,6 +201,7 @@ def main() -> None:
     config = parse(Config, __doc__, EXAMPLE)
     if processes.first():  # its networks are small: the others would only compute the same
         with locked(Path(config.out)):
+            remove_leftovers(Path(config.out))
             evaluate(config)
 
 
@@ -224,7 +226,7 @@ def evaluate(config: Config) -> None:
     save_json(out / "metrics.json", metrics)
     save_image(out / "report.png", picture)
     text = page(findings, about, {"All numbers": picture, "Examples": examples(sides), **pairs}, fid)
-    write_atomic(out / "report.html", lambda temporary: temporary.write_text(text))
+    save_text(out / "report.html", text)
     if config.json:
         return print(json.dumps(metrics))
     print(table(findings, groups, fid))

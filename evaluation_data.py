@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,8 @@ from decode import read_image
 from errors import UserError
 from files import read_rows, sha256
 from folders import Photo, find_products, scan_products
+from header import trained_with
+from named import followed
 
 
 @dataclass(frozen=True)
@@ -94,20 +95,23 @@ def load_sides(real: list[str], fake: str, wanted: list[str], ckpt: str | None, 
     generated = _side(fake_photos, classes, chosen)
     if ckpt is None:
         return Sides(classes, chosen, everything, generated, everything, None)
-    reference, held_out = _split(Path(ckpt), Path(fake), classes, everything)
+    reference, held_out = _split(Path(ckpt), Path(fake), classes, everything, real)
     return Sides(classes, chosen, everything, generated, reference, held_out)
 
 
-def _split(ckpt: Path, fake: Path, classes: list[str], real: Side) -> tuple[Side, Side | None]:
-    """The images that a checkpoint was trained on, and those of `real` with other content."""
+def _split(ckpt: Path, fake: Path, classes: list[str], real: Side,
+           names: list[str]) -> tuple[Side, Side | None]:
+    """The images that a checkpoint was trained on, and those of `real`, which are of `names`, with others."""
     path = find_adapter(ckpt)
     _, header = read_adapter(path)
-    drawn_from = {row.get("checkpoint") for row in read_rows(fake / "samples.jsonl")}
+    drawn_from = {str(row.get("checkpoint")) for row in read_rows(fake / "samples.jsonl")}
     if drawn_from and sha256(path) not in drawn_from:
         raise UserError(f"--ckpt {ckpt}: the images in {fake} were drawn from another checkpoint (see its "
                         "samples.jsonl)")
-    names = [field.name for field in dataclasses.fields(DataConfig)]
-    dataset = load_dataset(DataConfig(**{name: header.config[name] for name in names}))
+    config = trained_with(header, DataConfig)
+    for name in config.data:
+        followed(name, path, "run this in a folder above it, or leave --ckpt out", names)
+    dataset = load_dataset(config)
     if sorted(dataset.classes) != classes:
         raise UserError(f"--ckpt {ckpt}: was trained on {', '.join(dataset.classes)}, but --real has "
                         f"{', '.join(classes)}")

@@ -27,7 +27,8 @@ class Config:
 
     ckpt: str = flag(..., "run folder of train_controlnet.py, or its adapter.safetensors")
     out: str = flag(..., "folder to write: config.json and diffusion_pytorch_model.safetensors")
-    base: str | None = flag(None, "where the base lies now (default: what the checkpoint was trained on)")
+    base: str | None = flag(None, "where the base lies now (default: what the checkpoint was trained on, "
+                            "unless that is a path out of this folder)")
 
 
 def main() -> None:

@@ -16,15 +16,22 @@ from errors import UserError
 from features import read_region
 from files import read_rows
 from folders import Photo
+from named import followed
 
 VISIBLE = 16  # levels of 255 that a pixel must differ by to count as changed
 MOST_PSNR = 99.0  # decibels, for backgrounds that are equal bit for bit
 
 
-def sources_in(folder: Path) -> dict[Path, Path]:
-    """Image -> the photo it was painted on, from the samples.jsonl of `folder`; empty where it names none."""
-    rows = [row for row in read_rows(folder / "samples.jsonl") if row.get("photo")]
-    return {(folder / row["file"]).absolute(): Path(row["photo"]) for row in rows}
+def sources_in(folder: Path, named: list[str]) -> dict[Path, Path]:
+    """Image -> the photo it was painted on, from the samples.jsonl of `folder`; empty where it names none.
+
+    named: the folders of the command line. Raises UserError for a photo elsewhere than in these, `folder` or
+    the current one.
+    """
+    journal = folder / "samples.jsonl"
+    rows = [row for row in read_rows(journal) if row.get("photo")]
+    return {(folder / str(row.get("file"))).absolute(): Path(followed(
+        str(row["photo"]), journal, "run this in a folder above it", [folder, *named])) for row in rows}
 
 
 def _edges(image: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ Tensors carry a checksum in their header, which reading verifies.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -48,11 +49,20 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write(temporary)
+            with contextlib.suppress(OSError):  # safetensors lets only their owner read its files
+                os.chmod(temporary, 0o666 & ~umask())
             sync(temporary)
             os.replace(temporary, path)
             sync(path.parent)
         finally:  # Ctrl-C as well must not leave the temporary file
             temporary.unlink(missing_ok=True)
+
+
+def umask() -> int:
+    """What is taken from the permissions of new files. To ask for it is to set it."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
 
 
 def sync(path: Path) -> None:
@@ -62,6 +72,9 @@ def sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)):  # some file systems cannot
+            raise
     finally:
         os.close(descriptor)
 
@@ -131,15 +144,19 @@ def save_image(path: Path, image: Image.Image) -> None:
     write_atomic(path, lambda temporary: image.save(temporary, format="PNG"))
 
 
+def save_text(path: Path, text: str) -> None:
+    """One file in UTF-8. Names of files, which need not be text, are written as far as they are."""
+    write_atomic(path, lambda temporary: temporary.write_text(text, "utf-8", "backslashreplace"))
+
+
 def save_json(path: Path, value: Any) -> None:
     """One JSON file, indented, keys in the order given."""
-    write_atomic(path, lambda temporary: temporary.write_text(json.dumps(value, indent=2) + "\n"))
+    save_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def save_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     """One JSON object a line."""
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    write_atomic(path, lambda temporary: temporary.write_text(text))
+    save_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def append_row(path: Path, row: dict[str, Any]) -> None:
@@ -151,23 +168,27 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file written by append_row. A last line cut short, by a kill or a full disk, is removed.
+    """The rows of a file written by append_row, but for a last line cut short by a kill or a full disk.
 
     Raises UserError for any other line that is no JSON object.
     """
-    content = path.read_bytes() if path.exists() else b""
-    *lines, rest = content.split(b"\n")
-    if rest:
-        os.truncate(path, len(content) - len(rest))
+    *lines, _ = (path.read_bytes() if path.exists() else b"").split(b"\n")
     rows = []
     for number, line in enumerate(lines, 1):
         try:
             rows.append(json.loads(line))
             if not isinstance(rows[-1], dict):
                 raise ValueError
-        except ValueError:
+        except (ValueError, RecursionError):
             raise UserError(f"{path}: line {number} is damaged; delete that line") from None
     return rows
+
+
+def cut_back(path: Path) -> None:
+    """Remove a last line cut short, before more rows are appended."""
+    if path.exists():
+        content = path.read_bytes()
+        os.truncate(path, content.rfind(b"\n") + 1)
 
 
 def sha256(path: Path) -> str:

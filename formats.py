@@ -23,8 +23,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from config import fits
 from errors import UserError
 from files import read_own, read_tensors, verified
+from header import read_header
 from sd.unet import UNet, UNetConfig
 
 LAYOUTS = ("checkpoint", "diffusers", "peft", "kohya")
@@ -42,6 +44,9 @@ SPELLINGS = {
     "peft": r"base_model\.model\.(?P<module>.+)\.(?P<part>lora_A|lora_B)\.weight",
     "kohya": r"(?P<module>lora_\w+)\.(?P<part>lora_down\.weight|lora_up\.weight|alpha)",
 }
+
+
+NAMED = r"(.*\.)?({})"  # peft's way to name modules by the last parts of their names
 
 
 class Layer(NamedTuple):
@@ -119,6 +124,7 @@ def read_lora(path: Path) -> LoRAFile:
     if not companion.is_file():
         return LoRAFile(layout, layers, metadata, None, {})
     rest, about = read_own(companion, "adapter")
+    read_header(companion, about)
     return LoRAFile(layout, layers, metadata, about, rest)
 
 
@@ -141,6 +147,7 @@ def find_lora(path: Path) -> Path:
 
 def _read_checkpoint(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> LoRAFile:
     about = verified(file, tensors, metadata["adapter"])
+    read_header(file, about)
     modules: dict[str, dict[str, Tensor]] = {}
     rest = {}
     for name, tensor in tensors.items():
@@ -216,7 +223,21 @@ def _peft_configs(file: Path, layout: str, metadata: dict[str, str]) -> dict[str
         if config.get("peft_type", "LORA") != "LORA" or config.get("use_dora"):
             kind = "DoRA" if config.get("use_dora") else config["peft_type"]
             raise UserError(f"{place}: a {kind} adapter; only plain LoRA is supported")
+        patterns = config.get("alpha_pattern") or {}
+        if not (fits(patterns, dict) and fits([config.get("lora_alpha", 0), *patterns.values()], list[float])
+                and all(map(_harmless, patterns))):
+            raise UserError(f"{place}: its alpha cannot be read ({patterns or config['lora_alpha']}); only "
+                            "numbers, and names with few wildcards, are supported")
     return configs
+
+
+def _harmless(pattern: str) -> bool:
+    """Whether a regular expression of others is one, and takes no endless time to match a module's name."""
+    try:
+        re.compile(NAMED.format(pattern))
+    except (re.error, RecursionError, OverflowError):
+        return False
+    return re.search(r"\)[*+?{]", pattern) is None and len(re.findall(r"[*+{]", pattern)) <= 3
 
 
 def _layer(file: Path, module: str, parts: dict[str, Tensor], configs: dict[str, dict[str, Any]]) -> Layer:
@@ -246,6 +267,6 @@ def _alpha(name: str, own: Tensor | None, config: dict[str, Any] | None, rank: i
         return 0.0 if own is None else float(own.item())
     patterns = config.get("alpha_pattern") or {}
     alpha = next((value for pattern, value in patterns.items()
-                  if re.fullmatch(rf"(.*\.)?({pattern})", name)), config.get("lora_alpha", 0))
+                  if re.fullmatch(NAMED.format(pattern), name)), config.get("lora_alpha", 0))
     # arXiv 2312.03732: alpha / sqrt(rank)
     return float(alpha) * (math.sqrt(rank) if config.get("use_rslora") else 1)

@@ -12,11 +12,13 @@ from torch import Tensor
 
 import foreign
 import lora
-from adapter import WIDE, Header, find_adapter, load_adapter, read_adapter
+from adapter import WIDE, find_adapter, load_adapter, read_adapter
 from control import Steered, load_control
 from errors import UserError
 from guidance import EVERYWHERE, Control, guided
+from header import Header
 from masks import latent_mask
+from named import followed
 from prompts import DamageContext, make_context
 from sd.diffusion import Eps, Noise, ddim, ddpm, dpm_solver, first_abar, solver_timesteps
 from sd.inpainting import UNetInPicture, load_inpainting_unet
@@ -150,11 +152,28 @@ class Generator:
                           for one in image.split(1)]).clamp(-1, 1)
 
 
-def _load_base(base: str, kind: str, *, widened: bool) -> UNet:
-    """The UNet that a checkpoint of `kind` was trained on, on the CPU and in fp32."""
-    if kind == "inpaint":
-        return load_inpainting_unet(base, device="cpu", dtype=torch.float32, widened=widened)[0]
-    return load_unet(base, device="cpu", dtype=torch.float32)
+def base_of(path: Path, header: Header) -> str:
+    """The base that a checkpoint names. Raises UserError where that is a path which is not to be followed."""
+    return followed(header.base, path, f"if you trust it, add --base {header.base}")
+
+
+def _load_base(path: Path, header: Header, given: str | None, *, widened: bool) -> tuple[str, UNet]:
+    """The base of the checkpoint `path`, and its UNet on the CPU and in fp32."""
+    base, where = given or base_of(path, header), {"device": "cpu", "dtype": torch.float32}
+    try:
+        if header.kind == "inpaint":
+            unet, _ = load_inpainting_unet(base, widened=widened, **where)
+        else:
+            unet = load_unet(base, **where)
+    except UserError as error:
+        if given is not None:
+            raise
+        raise UserError(f"{path}: the base it was trained on cannot be loaded ({error}); say "
+                        "with --base where that model lies now") from error
+    if fingerprint(unet) != header.fingerprint:
+        raise UserError(f"{path}: was trained on other weights than --base {base} has; give the base it was "
+                        f"trained on ({header.base})")
+    return base, unet
 
 
 def load_generator(ckpt: Path, *, base: str | None, strength: float, device: torch.device,
@@ -169,17 +188,8 @@ def load_generator(ckpt: Path, *, base: str | None, strength: float, device: tor
     """
     path = find_adapter(ckpt)
     tensors, header = read_adapter(path)
-    try:
-        unet = _load_base(base or header.base, header.kind, widened=WIDE in tensors)
-    except UserError as error:
-        if base is not None:
-            raise
-        raise UserError(f"{path}: the base it was trained on cannot be loaded ({error}); say "
-                        "with --base where that model lies now") from error
-    if fingerprint(unet) != header.fingerprint:
-        raise UserError(f"{path}: was trained on other weights than --base {base or header.base} has; "
-                        f"give the base it was trained on ({header.base})")
-    context = make_context(header, base or header.base, unet.config.cross_attention_dim, device, loras=loras)
+    base, unet = _load_base(path, header, base, widened=WIDE in tensors)
+    context = make_context(header, base, unet.config.cross_attention_dim, device, loras=loras)
     load_adapter(path, header, tensors, unet, context)
     steered = None
     if header.control:  # what it copies is the UNet with the whole LoRA, at any strength
@@ -194,7 +204,7 @@ def load_generator(ckpt: Path, *, base: str | None, strength: float, device: tor
         lora.merge(unet)  # in fp32, then cast once: small updates would vanish in half weights
     for file, scale in loras:
         foreign.add(unet, "unet", file, scale)
-    vae = load_vae(base or header.base, device=device, dtype=torch.float32)
+    vae = load_vae(base, device=device, dtype=torch.float32)
     unet.to(device, dtype)
     for net in (unet, steered.net) if steered else (unet,):
         set_fast(net, fast)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 import foreign
 import lora
-from adapter import Header, trained_tensors
+from adapter import trained_tensors
+from header import Header
 from machine import DTYPES, autocast, choose_checkpointing, choose_device, choose_precision
 from prompts import make_context, prompts_for
 from recipe import RunConfig, TrainConfig, out_folder

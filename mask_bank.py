@@ -5,7 +5,6 @@ Each choice is a function of (seed, class, number) alone and says of itself what
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,12 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from adapter import Header
 from data import DataConfig, DefectDataset, Item, load_dataset
 from decode import MASK_SUFFIXES, read_image, read_mask, region_of, size_of
 from errors import UserError
 from folders import is_good
 from foreground import Object, as_seen_in_both, find_object
+from header import Header, trained_with
+from named import followed
 from seeds import numpy_rng
 
 TRIES = 20  # placements looked at until one lies on the object
@@ -173,20 +173,19 @@ def open_masks(masks: str | None, header: Header, classes: list[str], seed: int)
         for file in given.all_files():
             _region(file, None)
         return given
-    names = [field.name for field in dataclasses.fields(DataConfig)]
-    settings = {name: header.config[name] for name in names if name in header.config}
-    if masks:
-        settings |= {"data": [masks], "damage_type_to_class_id": [], "dataset_sources": [],
-                     "product_classes": [], "max_samples_per_damage_type": None}
+    others = {"data": [masks], "damage_type_to_class_id": [], "dataset_sources": [], "product_classes": [],
+              "max_samples_per_damage_type": None} if masks else {}
+    config = trained_with(header, DataConfig, load_masks=True, **others)
     try:
-        dataset = load_dataset(DataConfig(**settings | {"load_masks": True}), header.resolution)
+        for name in config.data if masks is None else []:
+            followed(name, "the checkpoint", f"give --masks {name}, or others")
+        dataset = load_dataset(config, header.resolution)
     except UserError as error:
         if masks:
             raise
         raise UserError(f"{error}. The masks of the checkpoint's --data were looked for: --masks names others"
                         ) from error
-    return MaskBank(_bank(dataset, classes, " ".join(settings["data"])), seed,
-                    settings.get("orientation", "any"))
+    return MaskBank(_bank(dataset, classes, " ".join(config.data)), seed, config.orientation)
 
 
 def _bank(dataset: DefectDataset, classes: list[str], name: str) -> dict[str, list[Item]]:

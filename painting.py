@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from adapter import Header
 from control import Steer
 from decode import IMAGE_SUFFIXES, read_image
 from errors import UserError
 from folders import is_good
 from generation import Drawing, Generator
+from header import Header
 from mask_bank import MaskBank, MaskFiles, digest, open_masks
 from masks import FEW_CELLS
 from paste import View, changes, make_view, paste

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 import foreign
-from adapter import NULL, ClassContext, Header
+from adapter import NULL, ClassContext
 from errors import UserError
+from header import Header
 from recipe import TrainConfig, product_name
 from sd.text import TextEncoder, placeholder
 from sd.weights import load_text_encoder

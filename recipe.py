@@ -12,6 +12,7 @@ from errors import UserError
 from networks import NetworkConfig
 
 BEST = ("dca", "fid", "kid")
+PROMPT = "a photo of a {product} with {damage}"
 
 
 @dataclass
@@ -100,7 +101,7 @@ class TrainConfig(RunConfig):
     context: str = flag("class", "what tells the UNet the damage type: a row of a trained table (the "
                         "recipe), or --prompt with a trained word in it, read by the base's text encoder",
                         group="adapter", choices=("class", "prompt"))
-    prompt: str = flag("a photo of a {product} with {damage}", "what --context prompt reads: {damage} "
+    prompt: str = flag(PROMPT, "what --context prompt reads: {damage} "
                        "becomes the trained word, {product} the product's name", group="adapter")
     tokens_per_class: int = flag(1, "context tokens a class, with --context prompt vectors a word; 1 is the "
                                  "recipe, which leaves part of the LoRA idle (README)", group="adapter",
@@ -118,6 +119,8 @@ class TrainConfig(RunConfig):
         super().__post_init__()
         if self.json and self.plan is None:
             raise UserError("--json: only with --plan; a run's own numbers are in metrics.jsonl")
+        if self.prompt != PROMPT and self.context != "prompt":
+            raise UserError("--prompt: nothing reads it without --context prompt; give that too")
         if self.lr == self.embedding_rate == 0:
             raise UserError("--lr 0: nothing would be trained; give --embedding-lr as well")
 

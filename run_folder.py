@@ -15,8 +15,9 @@ from PIL import Image
 from torch import Tensor
 
 import processes
-from adapter import Header, read_adapter, save_adapter
+from adapter import read_adapter, save_adapter
 from board import Board
+from config import fits
 from data import DefectDataset
 from errors import UserError
 from files import (
@@ -30,6 +31,7 @@ from files import (
     save_tensors,
     sync,
 )
+from header import Header
 from locks import locked
 from pictures import curves
 
@@ -85,7 +87,11 @@ class RunFolder:
                  self.metrics]  # metrics last
         there = [file for file in files if file.exists()]
         rows = read_rows(self.metrics)
-        if there and not (rows and "config" in rows[0]):
+        if not all(fits(row.get("step", 0), int) for row in rows):
+            raise UserError(f"{self.metrics}: damaged; delete it, and the run goes on without")
+        known = bool(rows) and "config" in rows[0]
+        # A state says by itself what it is, but is not read where a restart throws it away.
+        if there and not known and (restart or not self.state.exists()):
             raise UserError(f"{there[0]}: not left by a training run of this project; give another --out")
         if restart:
             for file in [*self.previews.glob("epoch_*.png"), *there]:
@@ -102,7 +108,7 @@ class RunFolder:
                             "give another --out, or --restart to throw that checkpoint away")
         else:
             rows = []
-        kept = [row for row in rows[1:] if row.get("step", 0) <= step]
+        kept = [row for row in rows[known:] if row.get("step", 0) <= step]
         save_rows(self.metrics, [{"config": self.settings}, *kept])
         save_json(self.settings_file, self.settings)
         if self.header.config["tensorboard"]:
@@ -114,10 +120,15 @@ class RunFolder:
         saved, about = read_own(self.state, "state")
         try:
             self._check(about["settings"])
-            for name, tensor in self._weights().items():
-                tensor.copy_(saved.pop(name))
-        except (RuntimeError, KeyError) as error:
+            return self._fill(saved, about)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, LookupError, TypeError, ValueError) as error:
             raise UserError(f"{self.state}: does not fit ({error}); --restart starts anew") from error
+
+    def _fill(self, saved: dict[str, Tensor], about: dict[str, Any]) -> int:
+        for name, tensor in self._weights().items():
+            tensor.copy_(saved.pop(name))
         moments: dict[int, dict[str, Tensor]] = {}
         weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
         for name, tensor in saved.items():
@@ -129,8 +140,8 @@ class RunFolder:
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         self.scaler.load_state_dict(about["scaler"])
-        self.skipped = about["skipped"]
-        return about["step"]
+        self.skipped = int(about["skipped"])
+        return int(about["step"])
 
     def _check(self, before: dict[str, Any]) -> None:
         """Raises UserError, listing the differences, where the state is of a run with other settings."""

@@ -10,18 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 import errors
 import processes
-from adapter import Header, find_adapter, read_adapter
+from adapter import find_adapter, read_adapter
 from config import flag, parse
+from decode import read_image, read_mask
 from errors import UserError
 from files import save_image, sha256
 from formats import find_lora
 from generation import EVERYWHERE, SAMPLERS, Drawing, Generator, load_generator
+from header import Header
 from machine import DTYPES, PRECISIONS, choose_device, choose_precision
 from painting import Painting, Seams, open_painting
 from pictures import grid, outline, tensor_to_image
@@ -90,8 +91,8 @@ class Config:
                        "mvtec: test/ and ground_truth/ of 255; coco: as ds, and annotations.json",
                        group="what", choices=tuple(LAYOUTS))
     json: bool = flag(False, "say at the end what is there as one JSON object", group="what")
-    base: str | None = flag(None, "where the base lies now (default: what the checkpoint was trained on)",
-                            group="how")
+    base: str | None = flag(None, "where the base lies now (default: what the checkpoint was trained on, "
+                            "unless that is a path out of this folder)", group="how")
     batch_size: int = flag(4, "images drawn at once", group="machine", minimum=1, maximum=10**4)
     precision: str = flag("auto", "auto: bf16 on GPUs that have it, fp16 on older ones, fp32 on a CPU",
                           group="machine", choices=PRECISIONS)
@@ -131,6 +132,11 @@ class Pictures:
 
     settings: dict[str, Any] = {}
 
+    def __init__(self, layout: str) -> None:
+        if layout == "mvtec" and processes.first():
+            print("--layout mvtec: this checkpoint draws no masks, so there is no ground_truth/, without "
+                  "which anomalib's MVTecAD reads nothing; its Folder does", file=sys.stderr)
+
     def check(self, wanted: list[tuple[str, int]]) -> None:
         """Nothing can be wrong."""
 
@@ -148,15 +154,15 @@ def open_source(config: Config, header: Header, classes: list[str]) -> Pictures 
         seams = Seams(config.crop, config.paste, config.match_colour)
         return open_painting(config.images, config.masks, header, classes, seams, config.seed,
                              steer if config.control else None)
-    return Pictures()
+    return Pictures(config.layout)
 
 
 def contact_sheet(folder: SampleFolder, classes: list[str], shown: int) -> Image.Image:
     """The first images of each class, and below them, where they have masks, the same with these outlined."""
     rows, labels = [], []
     for damage in classes:
-        images = [Image.open(folder.file(damage, number)) for number in range(shown)]
-        outlined = [outline(image, np.asarray(Image.open(folder.mask_file(damage, number))))
+        images = [Image.fromarray(read_image(folder.file(damage, number))) for number in range(shown)]
+        outlined = [outline(image, read_mask(folder.mask_file(damage, number)))
                     for number, image in enumerate(images) if folder.mask_file(damage, number).exists()]
         for row, label in ((images, damage), (outlined, "its masks")):
             for image in row:

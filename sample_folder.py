@@ -12,8 +12,9 @@ from PIL import Image
 
 import processes
 from coco import Annotated, coco_dataset
+from decode import read_mask, size_of
 from errors import UserError
-from files import append_row, read_rows, remove_leftovers, save_image, save_rows, sync
+from files import append_row, cut_back, read_rows, remove_leftovers, save_image, save_rows, sync
 from folders import is_good
 from locks import locked
 
@@ -39,6 +40,7 @@ class SampleFolder:
 
     def __init__(self, folder: Path, classes: list[str], settings: dict[str, Any]) -> None:
         self.folder, self.settings, self.journal = folder, settings, folder / "samples.jsonl"
+        self.classes = classes
         self.mask_values = mask_values(classes, settings["layout"])
         self.noted: set[str] = set()  # the images that have a row
 
@@ -51,6 +53,7 @@ class SampleFolder:
         with locked(self.folder) if processes.first() else contextlib.nullcontext():
             if processes.first():
                 remove_leftovers(self.folder)
+                cut_back(self.journal)
                 self._read()
             processes.wait()
             if not processes.first():
@@ -65,7 +68,7 @@ class SampleFolder:
             if changed:
                 raise UserError(f"{self.journal}: these images were drawn with other settings "
                                 f"({'; '.join(changed)}); give those, or another --out")
-        self.noted = {row.get("file") for row in rows}
+        self.noted = {str(row.get("file")) for row in rows}
 
     def file(self, damage: str, number: int) -> Path:
         """The image's place; product/damage becomes <product>/image/<damage>."""
@@ -114,12 +117,11 @@ class SampleFolder:
             return
         pictures = []
         for row in read_rows(self.journal):
-            if (self.folder / row["file"]).exists():
-                with Image.open(self.folder / row["file"]) as image:
-                    size = image.size
-                mask = self.mask_file(row["class"], row["number"])
-                pictures.append(Annotated(row["file"], size, row["class"],
-                                          np.asarray(Image.open(mask)) if mask.exists() else None))
+            damage, number = row.get("class"), row.get("number")
+            if damage in self.classes and isinstance(number, int) and self.file(damage, number).exists():
+                file, mask = self.file(damage, number), self.mask_file(damage, number)
+                pictures.append(Annotated(self._name(file), size_of(file), damage,
+                                          read_mask(mask) if mask.exists() else None))
         save_rows(self.folder / "annotations.json", [coco_dataset(pictures)])
 
     def _name(self, file: Path) -> str:

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from adapter import Header, find_adapter, read_adapter
+from adapter import find_adapter, read_adapter
 from control import Steer
 from errors import UserError
 from files import sha256
 from folders import is_good
 from generation import Drawing, Generator
+from header import Header
 from mask_bank import MaskBank, MaskFiles, digest, open_masks
 from paste import make_view
 from pictures import tensor_to_image

@@ -17,8 +17,10 @@ from generation import Drawing, draw
 from latents import posterior, with_latents
 from learner import Learner, plain_autocast, settle
 from machine import DTYPES
+from named import asked
 from pictures import grid, tensor_to_image
 from plan import print_plan
+from previews import Preview
 from processes import together
 from prompts import DamageContext
 from recipe import TrainConfig
@@ -26,7 +28,7 @@ from sd.diffusion import Diffusion
 from sd.unet import UNet
 from sd.vae import VAE
 from sd.weights import load_unet, load_vae
-from training import Preview, train
+from training import train
 from validation import validation
 
 PREVIEWS = 4  # images a class
@@ -98,7 +100,8 @@ def main() -> None:
     train(config, folder, examples, loss_fn, learner.optimizer, learner.tensors, learner.header,
           partial(preview, config, unet, vae, learner.context, dataset.classes),
           validation(config, folder, dataset, device))
-    print(f"done: {folder}/adapter.safetensors; draw with: python sample.py --ckpt {folder} --out generated")
+    print(f"done: {folder}/adapter.safetensors; draw with: python sample.py --ckpt {folder}"
+          f"{asked('--base', config.base)} --out generated")
 
 
 if __name__ == "__main__":

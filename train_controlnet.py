@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import errors
-from adapter import ControlHeader, Header, find_adapter, read_adapter
+from adapter import find_adapter, read_adapter
 from batches import Batch
 from config import flag, parse
 from control import new_control, to_condition, trained_control
@@ -19,12 +19,15 @@ from data import DefectDataset, load_dataset
 from draws import Draws
 from errors import UserError
 from files import sha256
-from generation import Drawing, Generator, draw, load_generator
+from generation import Drawing, Generator, base_of, draw, load_generator
 from guidance import Control
+from header import ControlHeader, Header
 from latents import posterior, with_latents
 from learner import plain_autocast, settle
 from machine import DTYPES, autocast, choose_checkpointing
+from named import asked
 from pictures import grid, outline, tensor_to_image
+from previews import Preview
 from processes import together
 from prompts import DamageContext
 from recipe import RunConfig
@@ -34,7 +37,7 @@ from sd.layers import set_fast
 from sd.unet import UNet
 from sd.vae import VAE
 from sd.weights import fingerprint
-from training import Preview, make_optimizer, train
+from training import make_optimizer, train
 from validation import validation
 
 PREVIEWS = 4  # masks a class
@@ -57,8 +60,8 @@ class Config(RunConfig):
 
     resolution: int | None = flag(None, "side of the training images (default: --class-ckpt's)", group="data",
                                   minimum=64, maximum=4096)
-    base: str | None = flag(None, "where the base lies now (default: what --class-ckpt was trained on)",
-                            group="run")
+    base: str | None = flag(None, "where the base lies now (default: what --class-ckpt was trained on, "
+                            "unless that is a path out of this folder)", group="run")
     preview_every: int = flag(50, "epochs between preview pictures, 0 for none", group="run", minimum=0)
     save_every: int = flag(25, "epochs between saves; of a whole SD 1.5 ControlNet they write 5.8 GB",
                            group="run", minimum=1)
@@ -98,7 +101,7 @@ def take_over(config: Config, path: Path, header: Header) -> None:
                         "null class; train it with --class-dropout 0.1, or leave the flag away")
     if config.class_dropout is None:
         config.class_dropout = header.class_dropout
-    config.resolution, config.base = header.resolution, config.base or header.base
+    config.resolution, config.base = header.resolution, config.base or base_of(path, header)
     config.load_masks = True
     RunConfig.__post_init__(config)  # again, with what was not known before
 
@@ -201,7 +204,8 @@ def main() -> None:
     train(config, folder, photos, loss_fn, optimizer, {**class_tensors, **trained}, header,
           partial(preview, config, frozen, control, dataset),
           validation(config, folder, dataset, device))
-    print(f"done: {folder}/adapter.safetensors; draw with: python sample.py --ckpt {folder} --out generated")
+    print(f"done: {folder}/adapter.safetensors; draw with: python sample.py --ckpt {folder}"
+          f"{asked('--base', config.base)}{asked('--masks', config.data[0])} --out generated")
 
 
 if __name__ == "__main__":

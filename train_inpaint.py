@@ -20,8 +20,10 @@ from latents import posterior, with_latents
 from learner import Learner, plain_autocast, settle
 from machine import DTYPES
 from masks import latent_mask
+from named import asked
 from pictures import grid, outline, tensor_to_image
 from plan import print_plan
+from previews import Preview
 from processes import together
 from prompts import DamageContext
 from recipe import TrainConfig
@@ -30,7 +32,7 @@ from sd.inpainting import CHANNELS, UNetInPicture, load_inpainting_unet
 from sd.unet import UNet
 from sd.vae import VAE
 from sd.weights import load_vae
-from training import Preview, train
+from training import train
 from validation import validation
 
 PREVIEWS = 4  # images a class
@@ -136,8 +138,8 @@ def main() -> None:
     train(config, folder, examples, loss_fn, learner.optimizer, learner.tensors, learner.header,
           partial(preview, config, unet, vae, learner.context, dataset),
           validation(config, folder, dataset, device))
-    print(f"done: {folder}/adapter.safetensors; paint with: python sample.py --ckpt {folder} --images PHOTOS "
-          "--out generated")
+    print(f"done: {folder}/adapter.safetensors; paint with: python sample.py --ckpt {folder} --images PHOTOS"
+          f"{asked('--base', config.base)}{asked('--masks', config.data[0])} --out generated")
 
 
 if __name__ == "__main__":

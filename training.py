@@ -7,45 +7,32 @@ processes (torchrun) that share out the images of each step take the same steps 
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import signal
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
 import processes
-from adapter import Header
 from batches import Batch, Plan, load_steps
 from data import DefectDataset
 from errors import UserError
+from header import Header
 from machine import peak_memory
+from previews import Preview, Shows, Validate
 from recipe import RunConfig, rate_factor
 from run_folder import RunFolder
 
 SKIPS = 20  # in a row: fp16's scaler needs 16 of them to bring its scale from 65536 down to 1
 DIVERGED = ("step {step}: the loss is {loss:g}, its gradient's norm {norm:g}; {skipped} steps in a row were "
             "skipped for that. Lower --lr, use --clip 1 or --precision fp32; what step {saved} left is kept")
-
-
-class Preview(NamedTuple):
-    """What the weights draw from fixed seeds: a picture to look at, images (N,3,R,R) in [-1,1], classes."""
-
-    picture: Image.Image
-    image: Tensor
-    class_id: list[int]
-
-
-Validate = Callable[[Preview], dict[str, float | None]]  # scores of a preview, null where not measured
 
 
 class Interrupts:
@@ -74,41 +61,6 @@ def make_optimizer(config: RunConfig, *groups: tuple[list[nn.Parameter], float])
     named = [{"params": parameters, "initial_lr": rate} for parameters, rate in groups]
     return torch.optim.AdamW(named, lr=config.lr, betas=(0.9, 0.999), weight_decay=config.weight_decay,
                              fused=True)
-
-
-class Shows:
-    """What the first process shows of a run beside its state: previews, what they are worth, curves."""
-
-    def __init__(self, config: RunConfig, plan: Plan, last: int, run: RunFolder,
-                 preview: Callable[[], Preview], validate: Validate | None) -> None:
-        self.config, self.plan, self.last, self.run = config, plan, last, run
-        self.preview, self.validate = preview, validate
-
-    def after(self, step: int, stopping: bool) -> None:
-        """Draw what is due after a step, once its state is saved."""
-        if self._due(step):
-            self._draw(step)
-        if processes.first() and (stopping or step + 1 == self.last or self._due(step)):
-            self.run.draw_curves()
-
-    def catch_up(self, step: int) -> None:
-        """The same for the last step before a stop, as far as the stop came before it was done."""
-        if self._due(step) and self.run.lacks_preview(step // self.plan.steps_per_epoch + 1):
-            self._draw(step)
-        if processes.first() and (step + 1 == self.last or self._due(step)):
-            self.run.draw_curves()
-
-    def _due(self, step: int) -> bool:
-        every = self.config.preview_every
-        return processes.first() and every > 0 and (step + 1 == self.last or self.plan.due(step, every))
-
-    def _draw(self, step: int) -> None:
-        epoch, run = step // self.plan.steps_per_epoch, self.run
-        with swapped(run.tensors, run.average):
-            shown = self.preview()
-        if self.validate:
-            run.save_validated(step + 1, epoch, self.validate(shown), self.config.best)
-        run.save_preview(epoch + 1, shown.picture)  # last: where it is, the rest was done
 
 
 class MicroBatch:
@@ -194,11 +146,39 @@ def train(config: RunConfig, folder: Path, dataset: DefectDataset, loss_fn: Call
             _loop(config, plan, range(start, last), dataset, loss_fn, run, shows, interrupts)
 
 
+class Saves:
+    """When a run is saved: as it is due, or, where a loss is not finite, after the next good step."""
+
+    def __init__(self, config: RunConfig, plan: Plan, steps: range, run: RunFolder) -> None:
+        self.config, self.plan, self.steps, self.run = config, plan, steps, run
+        self.saved, self.due, self.skipped = steps.start, False, 0  # skipped: in a row
+
+    def count(self, loss: float, norm: float) -> None:
+        """Take note of a step, which was skipped where its loss or gradient is not finite."""
+        skipped = not (math.isfinite(loss) and math.isfinite(norm))
+        self.skipped, self.run.skipped = (self.skipped + 1) * skipped, self.run.skipped + skipped
+
+    def after(self, step: int, loss: float, norm: float, stopping: bool) -> None:
+        """Save the state if that is due. Raises UserError where the losses are hopeless."""
+        finished = step + 1 == self.steps.stop
+        self.due = self.due or finished or stopping or self.plan.due(step, self.config.save_every)
+        if self.skipped == SKIPS or (finished and not math.isfinite(loss)):
+            raise UserError(DIVERGED.format(step=step + 1, loss=loss, norm=norm, skipped=self.skipped,
+                                            saved=self.saved))
+        # Else the weights may be ruined: what was saved before is better.
+        if self.due and math.isfinite(loss):
+            self.run.save(step + 1)
+            self.saved, self.due = step + 1, False
+            if processes.first() and not sys.stderr.isatty():  # a log file too shows that it lives
+                skips = f", {self.run.skipped} steps skipped" if self.run.skipped else ""
+                print(f"step {self.saved} of {self.steps.stop}: loss {loss:.4f}{skips}", file=sys.stderr,
+                      flush=True)
+
+
 def _loop(config: RunConfig, plan: Plan, steps: range, dataset: DefectDataset,
           loss_fn: Callable[[Batch], Tensor], run: RunFolder, shows: Shows, interrupts: Interrupts) -> None:
-    """Each step: its learning rate, its update, what the first process leaves of it."""
-    in_a_row, saved, due = 0, steps.start, False
-    micro_batch, seconds = MicroBatch(config.batch_size), []
+    """Each step: its learning rate, its update, what is left of it."""
+    micro_batch, saves, seconds = MicroBatch(config.batch_size), Saves(config, plan, steps, run), []
     with tqdm(initial=steps.start, total=steps.stop, unit="step",
               disable=None if processes.first() else True) as bar:
         for step, batches in zip(steps, load_steps(dataset, plan, steps, config.workers), strict=True):
@@ -211,36 +191,28 @@ def _loop(config: RunConfig, plan: Plan, steps: range, dataset: DefectDataset,
             seconds.append(time.perf_counter() - began)
             if config.ema:  # the decay rises from 0.1, so that the start is soon forgotten
                 update_average(run.average, run.tensors, min(config.ema, (step + 1) / (step + 10)))
-            skipped = not (math.isfinite(loss) and math.isfinite(norm))
-            in_a_row, run.skipped = (in_a_row + 1) * skipped, run.skipped + skipped
+            saves.count(loss, norm)
             run.log({"step": step + 1, "epoch": epoch, "loss": finite(loss), "lr": config.lr * factor,
-                     "grad_norm": finite(norm), "skipped": run.skipped,
-                     "seconds": round(seconds[-1], 4)})
+                     "grad_norm": finite(norm), "skipped": run.skipped, "seconds": round(seconds[-1], 4)})
             bar.set_postfix(epoch=epoch + 1, loss=f"{loss:.4f}", skipped=run.skipped, refresh=False)
             bar.update()
 
-            finished, interrupted = step + 1 == steps.stop, processes.add_up(interrupts.seen) != [0]
-            due = due or finished or interrupted or plan.due(step, config.save_every)
-            if in_a_row == SKIPS or (finished and not math.isfinite(loss)):
-                raise UserError(DIVERGED.format(step=step + 1, loss=loss, norm=norm, skipped=in_a_row,
-                                                saved=saved))
-            if math.isfinite(loss):  # else the weights may be ruined: what was saved before is better
-                if due:
-                    run.save(step + 1)
-                    saved, due = step + 1, False
-                    if bar.disable and processes.first():  # no terminal: a log file still shows that it lives
-                        skips = f", {run.skipped} steps skipped" if run.skipped else ""
-                        print(f"step {saved} of {steps.stop}: loss {loss:.4f}{skips}", file=sys.stderr,
-                              flush=True)
-                shows.after(step, interrupted)
-            if interrupted and not finished:
-                raise KeyboardInterrupt(f"saved after step {saved}; the same command"
+            stopping = processes.add_up(interrupts.seen) != [0]
+            saves.after(step, loss, norm, stopping)
+            if math.isfinite(loss):
+                shows.after(step, stopping)
+            if stopping and step + 1 < steps.stop:
+                raise KeyboardInterrupt(f"saved after step {saves.saved}; the same command"
                                         f"{' without --restart' * config.restart} goes on")
     if seconds and processes.first():
-        peak = peak_memory(run.optimizer.param_groups[0]["params"][0].device)
-        print(f"{len(seconds)} steps of {config.batch_size * config.accumulate} images, "
-              f"{statistics.median(seconds):.3g} s each (median); peak memory {peak / 2**30:.2f} GiB",
-              file=sys.stderr)
+        say_what_it_took(run.optimizer, config.batch_size * config.accumulate, seconds)
+
+
+def say_what_it_took(optimizer: torch.optim.Optimizer, images: int, seconds: list[float]) -> None:
+    """One line on stderr: steps of so many images, time, memory."""
+    peak = peak_memory(optimizer.param_groups[0]["params"][0].device)
+    print(f"{len(seconds)} steps of {images} images, {statistics.median(seconds):.3g} s each (median); peak "
+          f"memory {peak / 2**30:.2f} GiB", file=sys.stderr)
 
 
 def finite(value: float) -> float | None:
@@ -252,16 +224,3 @@ def update_average(average: dict[str, Tensor], tensors: dict[str, Tensor], decay
     """average <- decay * average + (1 - decay) * tensors."""
     for name, tensor in tensors.items():
         average[name].lerp_(tensor, 1 - decay)
-
-
-@contextlib.contextmanager
-def swapped(tensors: dict[str, Tensor], average: dict[str, Tensor]) -> Iterator[None]:
-    """Run a block with the averaged weights in the model's place, and put the trained ones back."""
-    trained = {name: tensor.clone() for name, tensor in tensors.items()}
-    for name, tensor in tensors.items():
-        tensor.copy_(average[name])
-    try:
-        yield
-    finally:
-        for name, tensor in tensors.items():
-            tensor.copy_(trained[name])

@@ -22,9 +22,9 @@ from judge import stratified_folds
 from metrics import frechet, mmd
 from networks import WeightsMissing, load_network
 from pictures import tensor_to_image
+from previews import Preview, Validate
 from probe import fit_heads
 from recipe import RunConfig
-from training import Preview, Validate
 
 FOLDS = 5  # of the judges
 

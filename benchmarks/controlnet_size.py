@@ -61,8 +61,8 @@ def main() -> None:
                                       f"--out {folder}/class")
         for rank in RANKS:
             out = Path(folder) / f"rank{rank}"
-            printed, peak = run("train_controlnet.py", flags + f"--class-ckpt {folder}/class --accumulate 1 "
-                                f"--max-steps 2 --control-rank {rank} --out {out}")
+            printed, peak = run("train_controlnet.py", flags + f"--class-ckpt {folder}/class --base {base} "
+                                f"--accumulate 1 --max-steps 2 --control-rank {rank} --out {out}")
             rows.append({"rank": rank, "peak_bytes": peak,
                          "parameters": int(re.search(r"([\d,]+) parameters", printed)[1].replace(",", "")),
                          "checkpoint_bytes": (out / "adapter.safetensors").stat().st_size,

@@ -52,8 +52,9 @@ def cache(folder: Path, photos: int) -> dict[str, Any]:
 
 def draw(folder: Path, images: int) -> dict[str, Any]:
     """Draw so many images of one class into drawn<images>."""
-    return measure("draw", images, "sample.py", "--ckpt", folder / "run20" / "run", "--classes", "good",
-                   "--per-class", images, "--steps", 2, "--batch-size", 8, "--out", folder / f"drawn{images}")
+    return measure("draw", images, "sample.py", "--ckpt", folder / "run20" / "run", "--base", folder / "base",
+                   "--classes", "good", "--per-class", images, "--steps", 2, "--batch-size", 8, "--out",
+                   folder / f"drawn{images}")
 
 
 def evaluate(folder: Path, images: int) -> dict[str, Any]:

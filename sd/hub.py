@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,6 +42,13 @@ def fetch_first(repo: str, revision: str, filenames: Sequence[str]) -> Path | No
     return None
 
 
+@functools.cache
+def _announce(repo: str) -> None:
+    """Say once that a model comes from the hub: a checkpoint may have named it, not the user."""
+    from huggingface_hub import constants
+    print(f"{repo}: fetching it from {constants.ENDPOINT}, once", file=sys.stderr)
+
+
 def _download(repo: str, revision: str, filename: str) -> Path:
     """One file into huggingface-hub's cache. A connection that breaks is resumed there, a few times."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
@@ -49,6 +58,7 @@ def _download(repo: str, revision: str, filename: str) -> Path:
     with contextlib.suppress(RemoteEntryNotFoundError):  # left to hf_hub_download, which remembers it
         # Fails at once where there is no network; hf_hub_download would try for half a minute.
         etag = get_hf_file_metadata(hf_hub_url(repo, filename, revision=revision)).etag
+        _announce(repo)
     path = Path(hf_hub_download(repo, filename, revision=revision))
     # A large file's ETag is its SHA-256. huggingface-hub compares sizes only, and a resumed download is put
     # together from pieces: seconds spent once, against weights that are wrong somewhere in the middle.

@@ -18,6 +18,7 @@ from sd.unet import UNet, UNetConfig
 from sd.vae import VAE, VAEConfig
 
 WEIGHTS = "diffusion_pytorch_model"
+MOST, MOST_LAYERS, MOST_LEVELS = 10**5, 100, 8  # in a config, so that nobody's makes endless modules
 
 
 class Part(NamedTuple):
@@ -105,7 +106,7 @@ def read_config(part: Part, file: Path) -> Any:
     try:
         given = json.loads(file.read_text(encoding="utf-8"))
         given = {key: value for key, value in given.items() if value is not None}
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"{file}: not a model's config.json ({error}); fetch the model again") from error
 
     def refused(key: str, wanted: Any) -> UserError:
@@ -116,9 +117,10 @@ def read_config(part: Part, file: Path) -> Any:
     for key, default in fields.items():
         value = tuple(given[key]) if isinstance(given[key], list) else given[key]
         numbers = value if isinstance(value, tuple) else (value,)
+        most = MOST_LAYERS if "layers" in key else MOST
         kinds = (int, float) if isinstance(default, float) else (int,)
-        if (isinstance(value, tuple) != isinstance(default, tuple) or not numbers
-                or any(type(number) not in kinds or number <= 0 for number in numbers)):
+        if (isinstance(value, tuple) != isinstance(default, tuple) or not 1 <= len(numbers) <= MOST_LEVELS
+                or any(type(number) not in kinds or not 0 < number <= most for number in numbers)):
             raise refused(key, default)
         fields[key] = value
     config = dataclasses.replace(part.config, **fields)

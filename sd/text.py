@@ -109,7 +109,8 @@ def read_tokenizer(folder: Path) -> Any:
     """The tokenizer in a model's tokenizer/ folder. Raises UserError."""
     from transformers import AutoTokenizer
     try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        # Without trust_remote_code=False it would ask whether to run code that lies in the folder.
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers, tokenizers and json each raise their own
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(f"{folder}: its tokenizer cannot be read ({reason[0]}); fetch it again") from error

@@ -153,7 +153,7 @@ def _finder(part: Part, base: str) -> Callable[[list[str]], Path | None]:
     folder = TINY if base == "tiny" else Path(base)
     if folder.is_dir():
         return lambda names: next((folder / name for name in names if (folder / name).is_file()), None)
-    hub_id = re.fullmatch(r"(\w[\w.-]*/\w[\w.-]*)(@[\w./-]+)?", base)
+    hub_id = re.fullmatch(r"(\w[\w.-]*/\w[\w.-]*)(@\w[\w.-]*(/\w[\w.-]*)*)?", base)
     if hub_id is None or folder.suffix in (".safetensors", *PICKLES):
         raise UserError(f"{part.flag} {base}: no such file or folder, and not a hub id (owner/name)")
     repo = hub_id[1]

@@ -7,7 +7,7 @@ import dataclasses
 import io
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 import errors
+import named
 from demo import write_demo
 from sd.unet import UNet, UNetConfig
 from sd.vae import VAE, VAEConfig
@@ -77,10 +78,13 @@ class Place(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """Tests run in folders beside it, not above it, so all of pytest's folder counts as chosen."""
     root = tmp_path_factory.mktemp("place")
     write_demo(root / "bottle", 3, 0, size=64)
-    return Place(write_base(root / "base"), root / "bottle")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(named, "CHOSEN", (*named.CHOSEN, tmp_path_factory.getbasetemp()))
+        yield Place(write_base(root / "base"), root / "bottle")
 
 
 class Outcome(NamedTuple):

@@ -17,8 +17,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PROGRAM = """
-import hashlib, importlib, json, os, sys, traceback
+import datetime, hashlib, importlib, json, os, sys, time, traceback
 import torch
+import torch.distributed.distributed_c10d as c10d
 from PIL import Image
 import errors, evaluate, sample, train_class, train_controlnet, train_inpaint
 import run_folder
@@ -45,6 +46,12 @@ def die_at(count):
                 os.kill(os.getpid(), 9)
     sys.addaudithook(hook)
 
+def dawdle(seconds):
+    # previews take so long, and torch's own patience with other processes is a second
+    save_preview = run_folder.RunFolder.save_preview
+    run_folder.RunFolder.save_preview = lambda *given: (time.sleep(seconds), save_preview(*given))
+    c10d.default_pg_timeout = datetime.timedelta(seconds=1)
+
 def run(job):
     os.chdir(job["folder"])
     os.environ.update(job["environment"])
@@ -53,6 +60,8 @@ def run(job):
     sys.argv = ["script.py", *job["arguments"]]
     if job["die_at"]:
         die_at(job["die_at"])
+    if "DAWDLE" in job["environment"]:
+        dawdle(float(job["environment"]["DAWDLE"]))
     try:
         errors.run(importlib.import_module(job["script"]).main)
         return 0

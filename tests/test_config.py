@@ -130,5 +130,13 @@ def test_learning_rates_that_make_no_sense(text: str) -> None:
         TrainConfig(["x"], lr_decay=[text])
 
 
+@pytest.mark.parametrize(("flags", "expected"), [
+    ({"prompt": "{damage}"}, "--prompt: nothing reads it without --context prompt"),
+    ({"json": True}, "--json: only with --plan"), ({"lr": 0.0}, "--lr 0: nothing would be trained")])
+def test_flags_that_would_do_nothing(flags: dict, expected: str) -> None:
+    with pytest.raises(UserError, match=expected):
+        TrainConfig(["x"], **flags)
+
+
 def test_every_data_flag_is_a_training_flag() -> None:
     assert issubclass(RunConfig, DataConfig) and issubclass(train_class.Config, RunConfig)

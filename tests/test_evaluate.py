@@ -18,10 +18,11 @@ from trees import make_product, picture, save, spoil
 
 import evaluate
 import networks
-from adapter import Header, save_adapter
+from adapter import save_adapter
 from data import DataConfig
 from demo import CLASSES, write_demo
 from files import sha256
+from header import Header
 
 QUICK = ("--features", "tiny", "--judge", "tiny", "--judge-epochs", 1, "--folds", 2, "--bootstrap", 10)
 
@@ -148,7 +149,7 @@ def test_shuffled_labels_put_dca_at_chance(tmp_path: Path) -> None:
 
 def checkpoint(path: Path, data: Path, most: int | None) -> Path:
     config = dataclasses.asdict(DataConfig(data=[str(data)], max_samples_per_damage_type=most))
-    save_adapter(path, {"x": torch.zeros(1)}, Header(
+    save_adapter(path, {"class_embedding.weight": torch.zeros(len(CLASSES), 1)}, Header(
         kind="class", classes=list(CLASSES), base="tiny", fingerprint="", resolution=64, tokens_per_class=1,
         class_dropout=0, rank=1, alpha=1, step=1, config=config))
     return path

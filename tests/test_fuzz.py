@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from trees import make_product, save, square_mask
 
 import data
+import demo
 import evaluate
 import run_folder
 import sample
@@ -230,6 +231,10 @@ CONFIGS = {train_class: train_class.Config, train_inpaint: train_inpaint.Config,
            train_controlnet: train_controlnet.Config, sample: sample.Config}
 
 
+WORST = ("0", "-1", "1e30", "99999999999999999999", "nan", "inf", "-inf", "1e-30", "x", "", "0x10", "1_0",
+         "9" * 5000)
+
+
 def numeric(cls: type) -> Iterator[str]:
     """The flags of `cls` that take a number."""
     kinds = typing.get_type_hints(cls)
@@ -253,11 +258,23 @@ def test_every_number_at_its_worst(script: typing.Any, run: Path, place: Place, 
               train_controlnet: ["--data", place.data, "--class-ckpt", run],
               }.get(script, ["--data", place.data, "--base", place.base, "--resolution", 64])
     for flag in numeric(CONFIGS[script]):
-        for value in ("0", "-1", "1e30", "99999999999999999999", "nan", "inf", "-inf", "1e-30", "x", "",
-                      "0x10", "1_0", "9" * 5000):
+        for value in WORST:
             outcome = survives("flags", script.main, *needed, "--out", "out", f"{flag}={value}")
             assert outcome.failed_with("so far all is well") or flag in outcome.err, (flag, value, outcome)
     assert not list(tmp_path.rglob("*.*"))
+
+
+@pytest.mark.parametrize("words", [("doctor", data.Doctor), ("demo", data.Demo)], ids=lambda words: words[0])
+def test_numbers_of_data(words: tuple[str, type], place: Place, tmp_path: Path,
+                         monkeypatch: pytest.MonkeyPatch) -> None:
+    """doctor may look at all of it; demo would draw."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo, "write_demo", lambda *_: None)
+    for flag in numeric(words[1]):
+        for value in WORST:
+            outcome = survives("flags", data.main, words[0], place.data if words[0] == "doctor" else "out",
+                               f"{flag}={value}")
+            assert outcome.status == 0 or flag in outcome.err, (flag, value, outcome)
 
 
 @pytest.mark.parametrize(("flag", "values"), {

@@ -72,6 +72,16 @@ def test_every_flag_is_in_its_group_with_its_default(name: str, monkeypatch: pyt
             assert UNITS.search(entry), f"a number of what? {entry}"
 
 
+@pytest.mark.parametrize("columns", [60, 80, 110])
+@pytest.mark.parametrize("name", PAGES)
+def test_what_can_be_copied_is_not_broken(name: str, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = page(name, monkeypatch)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    words = name.split()[1:] if name.startswith("data.py") else []
+    narrow = command(PAGES[name][0], *words, "--help").out
+    assert set(narrow.split()) <= set(whole.split())
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_what_must_be_given_comes_first(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     text = page(name, monkeypatch)

@@ -10,7 +10,8 @@ ROOT = Path(__file__).parent.parent
 # From the leaves up; a module may import what stands to the right of its name, and nothing else of ours.
 ALLOWED = {
     "errors": "", "seeds": "", "metrics": "", "processes": "errors", "locks": "errors files",
-    "files": "errors", "config": "", "pictures": "", "augmentation": "", "decode": "errors",
+    "files": "errors", "config": "", "named": "errors", "header": "config errors", "pictures": "",
+    "augmentation": "", "decode": "errors",
     "folders": "decode errors",
     "demo": "errors files tiny.shapes",
     "doctor": "augmentation decode errors files folders masks pictures",
@@ -18,22 +19,23 @@ ALLOWED = {
     "data": "augmentation config decode demo doctor errors folders seeds",
     "masks": "", "foreground": "", "paste": "augmentation errors masks",
     "coco": "",
-    "sample_folder": "coco errors files folders locks processes",
-    "mask_bank": "adapter data decode errors folders foreground seeds",
-    "formats": "errors files sd.unet",
+    "sample_folder": "coco decode errors files folders locks processes",
+    "mask_bank": "data decode errors folders foreground header named seeds",
+    "formats": "config errors files header sd.unet",
     "export": "errors files formats sd.text",
     "card": "errors files sample_folder sd.text",
     "publish": "errors",
     "convert": "card config errors export formats publish",
     "lora": "convert errors seeds",  # convert only for its command line
     "foreign": "errors formats lora",
-    "adapter": "errors files lora seeds",
+    "adapter": "errors files header lora seeds",
     "machine": "errors processes",
     "recipe": "config data errors networks",
     "board": "",
-    "run_folder": "adapter board data errors files locks pictures processes",
+    "run_folder": "adapter board config data errors files header locks pictures processes",
     "batches": "data processes seeds",
-    "training": "adapter batches data errors machine processes recipe run_folder",
+    "previews": "batches processes recipe run_folder",
+    "training": "batches data errors header machine previews processes recipe run_folder",
     "latents": "batches data errors files machine processes recipe sd.vae",
     "sd": "",
     "sd.lean": "", "sd.layers": "sd.lean", "sd.diffusion": "",
@@ -45,22 +47,24 @@ ALLOWED = {
     "sd.weights": "errors sd.controlnet sd.hub sd.parts sd.tensors sd.text sd.unet sd.vae",
     "sd.inpainting": "sd.layers sd.unet sd.weights",
     "guidance": "adapter prompts sd.controlnet sd.diffusion sd.inpainting sd.layers sd.unet",
-    "control": "adapter errors files guidance lora prompts sd.controlnet sd.parts sd.unet sd.weights seeds",
-    "prompts": "adapter errors foreign recipe sd.text sd.weights seeds",
-    "generation": "adapter control errors foreign guidance lora masks prompts sd.diffusion sd.inpainting "
-                  "sd.layers sd.unet sd.vae sd.weights seeds",
-    "steering": "adapter control errors files folders generation mask_bank paste pictures sample_folder",
-    "painting": "adapter control decode errors folders generation mask_bank masks paste pictures "
+    "control": "errors files guidance header lora named prompts sd.controlnet sd.parts sd.unet sd.weights "
+               "seeds",
+    "prompts": "adapter errors foreign header recipe sd.text sd.weights seeds",
+    "generation": "adapter control errors foreign guidance header lora masks named prompts sd.diffusion "
+                  "sd.inpainting sd.layers sd.unet sd.vae sd.weights seeds",
+    "steering": "adapter control errors files folders generation header mask_bank paste pictures "
+                "sample_folder",
+    "painting": "control decode errors folders generation header mask_bank masks paste pictures "
                 "sample_folder",
     "networks": "config errors files sd.hub",
     "features": "augmentation decode errors files folders networks",
-    "evaluation_data": "adapter data decode errors files folders",
+    "evaluation_data": "adapter data decode errors files folders header named",
     "controls": "augmentation decode errors evaluation_data features files folders paste seeds",
     "comparison": "metrics seeds",
     "judge": "errors features folders networks seeds",
     "probe": "features folders judge networks seeds",
     "memorisation": "comparison features folders metrics pictures",
-    "fidelity": "comparison decode errors features files folders",
+    "fidelity": "comparison decode errors features files folders named",
     "measures": "comparison evaluation_data features fidelity folders judge memorisation metrics networks",
     "report": "comparison measures", "report_page": "measures report",
     "segmenter": "judge seeds",
@@ -70,20 +74,21 @@ ALLOWED = {
     "plan": "batches data errors footprint machine recipe sd.parts sd.weights",
     "draws": "adapter batches lora recipe seeds",
     "holes": "augmentation data folders masks seeds",
-    "learner": "adapter foreign lora machine prompts recipe sd.layers sd.unet sd.weights training",
-    "validation": "comparison data features folders judge metrics networks pictures probe recipe training",
-    "train_class": "adapter batches config data draws errors generation latents learner machine pictures "
-                   "plan processes prompts recipe sd.diffusion sd.unet sd.vae sd.weights training validation",
-    "train_inpaint": "adapter batches config draws errors folders generation holes latents learner machine "
-                     "masks pictures plan processes prompts recipe sd.diffusion sd.inpainting sd.unet sd.vae "
-                     "sd.weights training validation",
+    "learner": "adapter foreign header lora machine prompts recipe sd.layers sd.unet sd.weights training",
+    "validation": "comparison data features folders judge metrics networks pictures previews probe recipe",
+    "train_class": "batches config data draws errors generation latents learner machine named pictures "
+                   "plan previews processes prompts recipe sd.diffusion sd.unet sd.vae sd.weights training "
+                   "validation",
+    "train_inpaint": "batches config draws errors folders generation holes latents learner machine "
+                     "masks named pictures plan previews processes prompts recipe sd.diffusion sd.inpainting "
+                     "sd.unet sd.vae sd.weights training validation",
     "bench": "config demo errors files sd.inpainting sd.parts",
-    "train_controlnet": "adapter batches config control data draws errors generation guidance latents "
-                        "learner machine pictures processes prompts recipe sd.controlnet sd.diffusion "
-                        "sd.layers sd.unet sd.vae sd.weights training files validation",
+    "train_controlnet": "adapter batches config control data draws errors generation guidance header latents "
+                        "learner machine named pictures previews processes prompts recipe sd.controlnet "
+                        "sd.diffusion sd.layers sd.unet sd.vae sd.weights training files validation",
     "export_controlnet": "config control errors generation",
-    "sample": "adapter config errors files formats generation machine painting pictures processes "
-              "sample_folder steering",
+    "sample": "adapter config decode errors files formats generation header machine painting pictures "
+              "processes sample_folder steering",
     "evaluate": "augmentation config controls decode downstream errors evaluation_data features fidelity "
                 "files locks machine measures memorisation networks pictures processes report report_page",
 }

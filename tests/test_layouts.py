@@ -54,6 +54,9 @@ def test_without_masks_there_are_only_images(run: Path, photos: Path, place: obj
     about = json.loads(Path("generated/annotations.json").read_text())
     assert len(about["images"]) == 8 and about["annotations"] == []
     assert all(Path("generated", image["file_name"]).is_file() for image in about["images"])
+    flags = ("--ckpt", "c", "--steps", 2, "--per-class", 1, "--layout", "mvtec", "--out", "m")
+    outcome = command(sample.main, *flags)
+    assert outcome.status == 0 and "--layout mvtec: this checkpoint draws no masks" in outcome.err
 
 
 def test_pycocotools_and_torchvision_read_it(run: Path, photos: Path) -> None:

@@ -15,11 +15,11 @@ from scipy.ndimage import label
 from trees import make_flat, make_product, picture, save, square_mask
 
 import mask_bank
-from adapter import Header
 from data import DataConfig, Item
 from demo import draw_bottle
 from errors import UserError
 from foreground import as_seen_in_both, find_object
+from header import Header
 from mask_bank import MaskBank, MaskFiles, Motion, deal, draw_motion, move, open_masks
 from masks import grow, latent_cells, latent_mask, random_mask, training_hole
 

@@ -44,14 +44,14 @@ def one(nursery: Nursery, place: Place, tmp_path_factory: pytest.TempPathFactory
 def arguments(script: str, place: Place, one: dict[str, Path]) -> list[object]:
     others = {"sample": lambda: ["--ckpt", one["train_class"] / "run"],
               "train_controlnet": lambda: ["--data", place.data, "--class-ckpt", one["train_class"] / "run"]}
-    return [*SCRIPTS[script], *others.get(script, lambda: ["--data", place.data, "--base", place.base])()]
+    return [*SCRIPTS[script], "--base", place.base, *others.get(script, lambda: ["--data", place.data])()]
 
 
-def start(nursery: Nursery, script: str, folder: Path, *arguments: object) -> list[int]:
-    """Two processes for one command, as torchrun would start them."""
+def start(nursery: Nursery, script: str, folder: Path, *arguments: object, **more: str) -> list[int]:
+    """Two processes for one command, as torchrun would start them; `more` in their environment."""
     STORES.append(dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False))
     about = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(STORES[-1].port),
-             "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
+             "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0", **more}
     return [nursery.start(script, folder, *arguments, **about, RANK=str(rank), LOCAL_RANK=str(rank))
             for rank in range(2)]
 
@@ -101,6 +101,15 @@ def test_evaluation_is_one_processes(nursery: Nursery, place: Place, tmp_path: P
     ends = both(nursery, "evaluate", tmp_path / "two", *flags)
     assert [end.status for end in ends] == [0, 0], ends
     assert "report.html" in ends[0].out and ends[1].out == "" and (tmp_path / "two/out/report.html").exists()
+
+
+def test_the_others_wait_for_a_long_preview(nursery: Nursery, place: Place, tmp_path: Path) -> None:
+    """Two of five seconds each, where torch by itself would wait for one."""
+    pids = start(nursery, "train_class", tmp_path / "two", "--data", place.data, "--base", place.base, *RUN,
+                 "--max-steps", 8, DAWDLE="5")
+    ends = [nursery.wait(pid) for pid in pids]
+    assert [end.status for end in ends] == [0, 0], ends
+    assert len(list((tmp_path / "two/run/previews").iterdir())) == 2
 
 
 def stopped(pids: list[int], nursery: Nursery, limit: float = 60) -> list[End]:

@@ -154,6 +154,15 @@ def test_images_of_others_are_never_overwritten(run: Path) -> None:
     assert draw(run, "--out", "elsewhere").failed_with("elsewhere/grid.png")
 
 
+def test_a_damaged_image_is_named(run: Path) -> None:
+    """It counts as drawn, but can be neither shown nor annotated."""
+    assert draw(run, "--classes", "good", "--layout", "coco").status == 0
+    spoil(Path("generated/image/good/001.png"), 0.5)
+    assert draw(run, "--classes", "good", "--layout", "coco").failed_with("good/001.png", "cannot be read")
+    Path("generated/image/good/001.png").unlink()
+    assert draw(run, "--classes", "good", "--layout", "coco").status == 0
+
+
 def test_interrupted_at_any_point_it_goes_on(run: Path) -> None:
     assert draw(run, "--batch-size", 1, "--out", "whole").status == 0
     assert draw(run, "--batch-size", 1).status == 0
@@ -167,8 +176,9 @@ def test_interrupted_at_any_point_it_goes_on(run: Path) -> None:
     assert draw(run).failed_with("samples.jsonl", "line 3")
 
 
-def test_killed_while_it_draws(run: Path) -> None:
-    flags = ["--ckpt", str(run), "--steps", "4", "--per-class", "40", "--batch-size", "1"]
+def test_killed_while_it_draws(run: Path, place: Place) -> None:
+    flags = ["--ckpt", str(run), "--steps", "4", "--per-class", "40", "--batch-size", "1", "--base",
+             str(place.base)]
     process = subprocess.Popen([sys.executable, ROOT / "sample.py", *flags], stderr=subprocess.DEVNULL)
     until = time.monotonic() + 60
     while len(list(Path("generated").rglob("*.png"))) < 3:
@@ -301,7 +311,8 @@ def test_a_full_disk(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """/dev/full answers every write as a full disk does."""
     Path("generated").mkdir()
     Path("generated/samples.jsonl").symlink_to("/dev/full")
-    monkeypatch.setattr(sample_folder, "read_rows", lambda path: [])
+    for name in ("read_rows", "cut_back"):
+        monkeypatch.setattr(sample_folder, name, lambda path: [])
     assert draw(run).failed_with("samples.jsonl", "No space left")
 
 

@@ -6,17 +6,19 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from bases import Outcome, Place, command, place, rows
+from bases import ROOT, Outcome, Place, command, place, rows
 from nursery import Nursery, nursery
 from PIL import Image
 from safetensors.torch import load_file
 
 import data
+import files
 import learner
 import run_folder
 import sample
@@ -93,18 +95,60 @@ def test_a_second_ctrl_c_leaves_at_once(place: Place, nursery: Nursery, tmp_path
     assert nursery.wait(pid).status == -signal.SIGINT
 
 
-def test_the_second_run_in_a_folder_is_refused(place: Place, nursery: Nursery, tmp_path: Path) -> None:
+def locker(out: str, nursery: Nursery, script: str, *arguments: object) -> int:
+    """A command at work here in the folder `out`, which has got as far as to lock it."""
+    pid, lock = nursery.start(script, Path.cwd(), *arguments, "--out", out), Path(out, ".lock")
+    until = time.monotonic() + 120
+    while not lock.exists() or not lock.read_text():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    return pid
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_every_command_cleanly(number: int, place: Place, nursery: Nursery) -> None:
+    """Also training before its first step."""
     assert train(place, "--max-steps", 1).status == 0
-    flags = ["--data", place.data, "--base", place.base, *FLAGS, "--out", "run"]
-    draw = ["--ckpt", "run", "--steps", 500, "--out", "drawn"]
-    for script, main, arguments, lock in (("train_class", train_class.main, flags, "run/.lock"),
-                                          ("sample", sample.main, draw, "drawn/.lock")):
-        pid = nursery.start(script, tmp_path, *arguments)
-        until = time.monotonic() + 120
-        while not Path(lock).exists() or not Path(lock).read_text():
-            assert time.monotonic() < until
-            time.sleep(0.01)
-        assert command(main, *arguments).failed_with(f"process {pid} on", "is writing here", "another --out")
+    real = ["--real", place.data, "--fake", place.data, "--features", "tiny", "--judge", "tiny"]
+    for script, arguments in (("train_class", ["--data", place.data, "--base", place.base, *FLAGS]),
+                              ("sample", ["--ckpt", "run", "--base", place.base, "--steps", 500]),
+                              ("evaluate", real)):
+        pid = locker("out", nursery, script, *arguments)
+        os.kill(pid, number)
+        end = nursery.wait(pid)
+        assert end.status == 130 and "Traceback" not in end.err, (script, end)
+        assert end.err.splitlines()[-1].startswith(("interrupted", "saved after step"))
+        assert not list(Path().glob("out/**/.*"))
+        shutil.rmtree("out", ignore_errors=True)
+
+
+def test_files_have_the_permissions_of_others(place: Place) -> None:
+    """safetensors' own are for their owner alone."""
+    before = os.umask(0o027)
+    try:
+        assert train(place, "--max-steps", 1).status == 0
+        assert {file.stat().st_mode & 0o777 for file in Path("run").iterdir() if file.is_file()} == {0o640}
+        assert files.umask() == 0o027
+    finally:
+        os.umask(before)
+
+
+def test_closed_streams(place: Place) -> None:
+    """As cron and init systems may start a command."""
+    line = 'exec "$0" "$1/data.py" doctor "$2" --out sheet.png >&- 2>&-'
+    done = subprocess.run(["sh", "-c", line, sys.executable, ROOT, place.data], timeout=120)
+    assert done.returncode == 0 and Path("sheet.png").exists()
+
+
+def test_the_second_run_in_a_folder_is_refused(place: Place, nursery: Nursery) -> None:
+    assert train(place, "--max-steps", 1).status == 0
+    flags = ["--data", place.data, "--base", place.base, *FLAGS]
+    draw = ["--ckpt", "run", "--base", place.base, "--steps", 500]
+    for script, main, arguments, out in (("train_class", train_class.main, flags, "run"),
+                                         ("sample", sample.main, draw, "drawn")):
+        pid = locker(out, nursery, script, *arguments)
+        assert command(main, *arguments, "--out", out).failed_with(f"process {pid} on", "is writing here",
+                                                                   "another --out")
         os.kill(pid, signal.SIGKILL)
         nursery.wait(pid)
     assert train(place, "--max-steps", 2).status == 0 and not Path("run/.lock").exists()

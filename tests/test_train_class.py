@@ -133,6 +133,22 @@ def test_stopped_and_continued_is_the_same_to_the_last_bit(name: str, place: Pla
     assert metrics() == metrics("../once/run") and len(metrics()) == 7
 
 
+def test_fp16s_scaler_goes_on_too(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In its place one for the CPU: doubled after each good step, halved where the loss overflows."""
+    scaler, loss = torch.amp.GradScaler, train_class.diffusion_loss
+    monkeypatch.setattr(torch.amp, "GradScaler",
+                        lambda enabled: scaler("cpu", init_scale=2.0**117, growth_interval=1))
+    monkeypatch.setattr(train_class, "diffusion_loss", lambda *given: 1000 * loss(*given))
+    trained(place, "--max-steps", 7)
+    whole, steps = Path("run/resume.safetensors").read_bytes(), metrics()
+    assert 0 < steps[-1]["skipped"] < 7
+    trained(place, "--max-steps", 3, "--restart")
+    with safe_open("run/resume.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["state"])["scaler"]["scale"] > 2.0**117
+    trained(place, "--max-steps", 7)
+    assert Path("run/resume.safetensors").read_bytes() == whole and metrics() == steps
+
+
 def test_previews_workers_and_checkpointing_change_nothing_that_is_learnt(place: Place) -> None:
     def tensors(*arguments: object) -> dict[str, Tensor]:
         return trained(place, "--max-steps", 4, "--restart", *arguments)
@@ -228,6 +244,17 @@ def test_damaged_files_of_a_run(name: str, place: Place) -> None:
     else:
         spoil(Path("run", name), 0.9)
     assert train(place, "--out", "run", "--max-steps", 4).failed_with(name)
+
+
+def test_a_run_goes_on_without_what_it_does_not_need(place: Place) -> None:
+    """Deleted meanwhile: metrics begin anew, the rest is written again."""
+    trained(place, "--max-steps", 2)
+    for file in ("metrics.jsonl", "config.json", "adapter.safetensors"):
+        Path("run", file).unlink()
+    trained(place, "--max-steps", 3)
+    assert [row["step"] for row in metrics()] == [3] and Path("run/config.json").exists()
+    Path("run/metrics.jsonl").write_text('{"config": 1}\n{"step": "x"}\n')
+    assert train(place, "--out", "run", "--max-steps", 4).failed_with("metrics.jsonl", "damaged")
 
 
 def test_folders_that_are_no_run(place: Place) -> None:

@@ -20,10 +20,11 @@ import adapter
 import run_folder
 import train_class
 import train_controlnet
-from adapter import ControlHeader, read_adapter
+from adapter import read_adapter
 from control import new_control
 from generation import Drawing, Generator, draw, load_generator
 from guidance import Control
+from header import ControlHeader
 
 __all__ = ["place"]
 SHORT = ("--preview-every", 0, "--accumulate", 1, "--lr", 1e-3, "--no-validate")

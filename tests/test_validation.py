@@ -21,9 +21,9 @@ from demo import CLASSES, draw_bottle
 from folders import Photo
 from networks import load_network
 from pictures import curves
+from previews import Preview
 from probe import fit_heads
 from run_folder import rank
-from training import Preview
 
 __all__ = ["place"]
 TINY = ("--features", "tiny", "--judge", "tiny")
