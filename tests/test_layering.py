@@ -35,19 +35,20 @@ ALLOWED = {
     "training": "adapter batches data errors machine processes recipe run_folder",
     "latents": "batches data errors files machine processes recipe sd.vae",
     "sd": "",
-    "sd.lean": "", "sd.layers": "sd.lean", "sd.diffusion": "",
-    "sd.unet": "sd.layers", "sd.vae": "sd.layers", "sd.controlnet": "sd.layers sd.unet",
+    "sd.lean": "", "sd.convolution": "", "sd.layers": "sd.convolution sd.lean", "sd.diffusion": "",
+    "sd.unet": "sd.convolution sd.layers", "sd.vae": "sd.convolution sd.layers",
+    "sd.controlnet": "sd.convolution sd.layers sd.unet",
     "sd.compvis": "", "sd.hub": "errors files",
     "sd.text": "errors",
     "sd.parts": "errors sd sd.compvis sd.controlnet sd.text sd.unet sd.vae",
     "sd.tensors": "errors sd.parts",
     "sd.weights": "errors sd.controlnet sd.hub sd.parts sd.tensors sd.text sd.unet sd.vae",
-    "sd.inpainting": "sd.layers sd.unet sd.weights",
+    "sd.inpainting": "sd.convolution sd.layers sd.unet sd.weights",
     "guidance": "adapter prompts sd.controlnet sd.diffusion sd.inpainting sd.layers sd.unet",
     "control": "adapter errors files guidance lora prompts sd.controlnet sd.parts sd.unet sd.weights seeds",
     "prompts": "adapter errors foreign recipe sd.text sd.weights seeds",
-    "generation": "adapter control errors foreign guidance lora masks prompts sd.diffusion sd.inpainting "
-                  "sd.layers sd.unet sd.vae sd.weights seeds",
+    "generation": "adapter control errors foreign guidance lora masks prompts sd.convolution sd.diffusion "
+                  "sd.inpainting sd.layers sd.unet sd.vae sd.weights seeds",
     "steering": "adapter control errors files folders generation mask_bank paste pictures sample_folder",
     "painting": "adapter control decode errors folders generation mask_bank masks paste pictures "
                 "sample_folder",
@@ -65,11 +66,13 @@ ALLOWED = {
     "segmenter": "judge seeds",
     "downstream": "comparison evaluation_data features folders judge measures metrics networks seeds "
                   "segmenter",
-    "footprint": "lora machine recipe sd.layers sd.unet sd.vae training",
+    "footprint": "adapter control lora machine recipe sd.controlnet sd.convolution sd.layers sd.unet sd.vae "
+                 "training",
     "plan": "batches data errors footprint machine recipe sd.parts sd.weights",
     "draws": "adapter batches lora recipe seeds",
     "holes": "augmentation data folders masks seeds",
-    "learner": "adapter foreign lora machine prompts recipe sd.layers sd.unet sd.weights training",
+    "learner": "adapter foreign lora machine prompts recipe sd.controlnet sd.convolution sd.layers sd.unet "
+               "sd.weights training",
     "validation": "comparison data features folders judge metrics networks pictures probe recipe training",
     "train_class": "adapter batches config data draws errors generation latents learner machine pictures "
                    "plan processes prompts recipe sd.diffusion sd.unet sd.vae sd.weights training validation",
@@ -78,7 +81,7 @@ ALLOWED = {
                      "sd.weights training validation",
     "bench": "config demo errors files sd.inpainting sd.parts",
     "train_controlnet": "adapter batches config control data draws errors generation guidance latents "
-                        "learner machine pictures processes prompts recipe sd.controlnet sd.diffusion "
+                        "learner machine pictures plan processes prompts recipe sd.controlnet sd.diffusion "
                         "sd.layers sd.unet sd.vae sd.weights training files validation",
     "export_controlnet": "config control errors generation",
     "sample": "adapter config errors files formats generation machine painting pictures processes "
