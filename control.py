@@ -76,8 +76,9 @@ def new_control(header: ControlHeader, unet: UNet, seed: int, *, share: bool = T
                                   dtype=torch.float32)
     if header.rank == 0:
         return control.requires_grad_(True)
-    for part in (control.conv_in, control.time_embedding, control.down_blocks, control.mid_block):
-        part.to(dtype)
+    if control.dtype != dtype:
+        for part in (control.conv_in, control.time_embedding, control.down_blocks, control.mid_block):
+            part.to(dtype)
     lora.inject(control, header.rank, alpha=2 * header.rank, dropout=0.0, targets=LOW_RANK_TARGETS, seed=seed)
     for part in (control.controlnet_cond_embedding, control.controlnet_down_blocks,
                  control.controlnet_mid_block):

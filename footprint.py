@@ -18,9 +18,13 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 import lora
+from adapter import ControlHeader
+from control import new_control
 from machine import DTYPES, autocast
-from recipe import TrainConfig
-from sd.layers import set_fast
+from recipe import RunConfig
+from sd.controlnet import ControlNet
+from sd.convolution import packed_bytes
+from sd.layers import set_checkpointing, set_fast
 from sd.unet import UNet, UNetConfig
 from sd.vae import VAE, VAEConfig
 from training import make_optimizer
@@ -31,7 +35,8 @@ aten = torch.ops.aten
 class Footprint(NamedTuple):
     """Bytes, and FLOPs (two a multiplication with addition), of a step with its whole batch."""
 
-    weights: int  # of the UNet with its adapters
+    weights: int  # of the UNet with its adapters, or with a ControlNet
+    packed: int  # more for the weights, on a CPU without checkpointing
     kept: int  # activations kept for the backward pass
     peak: int  # the most that is alive at once, with weights and optimizer state
     step: float  # FLOPs
@@ -85,37 +90,53 @@ def _flops(operation: Any, args: Any, options: Any, made: Any) -> float:
     return known(*args, **options, out_val=made) if known else 0
 
 
-def _adapted(config: TrainConfig, unet_config: UNetConfig) -> tuple[UNet, list[torch.nn.Parameter]]:
-    """The UNet in training, frozen in --precision, and its adapters."""
+class Step(NamedTuple):
+    """What beside its flags makes a training step."""
+
+    unet: UNetConfig
+    vae: VAEConfig
+    tokens: int = 1  # a class
+    control_rank: int | None = None  # of the ControlNet that learns, 0 a whole one; None: adapters learn
+
+
+def _networks(config: RunConfig, step: Step) -> tuple[UNet, ControlNet | None, list[torch.nn.Parameter]]:
+    """The UNet, frozen in --precision, the ControlNet that steers it if there is one, and what learns."""
     default = torch.get_default_dtype()
     torch.set_default_dtype(DTYPES[config.precision])
-    unet = UNet(unet_config)
+    unet = UNet(step.unet).train().requires_grad_(False)
     torch.set_default_dtype(default)
-    weights = lora.inject(unet, config.rank, config.alpha, config.dropout)
-    set_fast(unet, config.fast)
-    return unet.train(), weights
+    if step.control_rank is None:
+        return unet, None, lora.inject(unet, config.rank, config.alpha, config.dropout)
+    about = ControlHeader("", None, "", step.control_rank, 3, False, 0.0)
+    control = new_control(about, unet, config.seed).train()
+    return unet, control, [weight for weight in control.parameters() if weight.requires_grad]
 
 
-def footprint(config: TrainConfig, unet_config: UNetConfig, vae_config: VAEConfig, *,
-              checkpointing: bool) -> Footprint:
-    """One training step of `config`, whose precision is not "auto", on a UNet and a VAE of these shapes."""
-    side, batch = config.resolution // 8, config.batch_size
+def footprint(config: RunConfig, step: Step, *, checkpointing: str) -> Footprint:
+    """One training step of `config`, whose precision is not "auto"; checkpointing: none, lean or full."""
+    side, batch, dtype = config.resolution // 8, config.batch_size, DTYPES[config.precision]
     with _Shapes(), _Count() as count:
-        unet, weights = _adapted(config, unet_config)
-        unet.checkpointing = checkpointing
-        tokens = torch.nn.Parameter(
-            torch.randn(batch, config.tokens_per_class, unet_config.cross_attention_dim))
-        optimizer = make_optimizer(config, (weights, config.lr), ([tokens], config.lr))
-        z_t, t = torch.randn(batch, unet_config.in_channels, side, side), torch.zeros(batch, dtype=torch.long)
+        unet, control, weights = _networks(config, step)
+        for net in (unet, control) if control else (unet,):
+            set_fast(net, config.fast)
+            set_checkpointing(net, checkpointing)
+        tokens = torch.randn(batch, step.tokens, step.unet.cross_attention_dim)
+        if not control:
+            weights.append(tokens.requires_grad_())
+        optimizer = make_optimizer(config, (weights, config.lr))
+        z_t, t = torch.randn(batch, step.unet.in_channels, side, side), torch.zeros(batch, dtype=torch.long)
+        condition = torch.randn(batch, 3, config.resolution, config.resolution)
         resident, count.flops = count.alive, 0.0
-        with autocast(z_t.device, torch.float32 if config.fast else DTYPES[config.precision]):
-            loss = unet(z_t, t, tokens).float().square().mean()
+        with autocast(z_t.device, dtype):
+            residuals = control(z_t, t, tokens, condition) if control else None
+        with autocast(z_t.device, torch.float32 if config.fast else dtype):
+            loss = unet(z_t, t, tokens, residuals).float().square().mean()
         kept, forward = count.alive - resident, count.flops
         loss.backward()
-        step, without_state = count.flops, count.alive
+        whole, most, without_state = count.flops, count.most, count.alive
         optimizer.step()
-        peak = count.most + count.alive - without_state  # from the second step on its state is there too
-        vae, count.flops = VAE(vae_config), 0.0
+        peak = max(count.most, most + count.alive - without_state)  # later its state is there all the time
+        vae, count.flops = VAE(step.vae), 0.0
         with torch.no_grad():
             vae.posterior(torch.randn(1, 3, config.resolution, config.resolution))
-    return Footprint(resident, kept, peak, step, forward, count.flops)
+    return Footprint(resident, packed_bytes(unet), kept, peak, whole, forward, count.flops)

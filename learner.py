@@ -15,7 +15,9 @@ from header import Header
 from machine import DTYPES, autocast, choose_checkpointing, choose_device, choose_precision
 from prompts import make_context, prompts_for
 from recipe import RunConfig, TrainConfig, out_folder
-from sd.layers import set_fast
+from sd.controlnet import ControlNet
+from sd.convolution import pack, packed_bytes
+from sd.layers import set_checkpointing, set_fast
 from sd.unet import UNet
 from sd.weights import fingerprint
 from training import make_optimizer
@@ -35,6 +37,23 @@ def plain_autocast(config: RunConfig, device: torch.device) -> torch.autocast:
     --precision itself, and what is trained beside it, in fp32, computes in the precision of what it gets.
     """
     return autocast(device, torch.float32 if config.fast else DTYPES[config.precision])
+
+
+def settle_checkpointing(config: RunConfig, unet: UNet, weights: list[nn.Parameter],
+                         control: ControlNet | None = None) -> None:
+    """Choose what is computed again in the backward pass. With nothing, on a CPU, weights lie ready twice.
+
+    weights: all that are trained, of `unet` or of the `control` that steers it.
+    """
+    step = "control" if control else "fast" if config.fast else "plain"
+    level = choose_checkpointing(
+        config.checkpointing, step, unet.conv_in.weight.device, config.precision, config.batch_size,
+        config.resolution, unet.config.block_out_channels[0], sum(weight.numel() for weight in weights),
+        packed_bytes(unet) if config.fast else 0)
+    for net in (unet, control) if control else (unet,):
+        set_checkpointing(net, level)
+    if config.fast and level == "none":
+        pack(unet, gradients=True)
 
 
 class Learner:
@@ -61,9 +80,7 @@ class Learner:
         self.context = make_context(self.header, config.base, unet.config.cross_attention_dim, device,
                                     config.init_std, config.seed)
         self.unet = unet.train()
-        unet.checkpointing = choose_checkpointing(
-            config.checkpointing, device, config.precision, config.batch_size, config.resolution,
-            unet.config.block_out_channels[0], sum(weight.numel() for weight in weights), fast=config.fast)
+        settle_checkpointing(config, unet, weights)
         self.optimizer = make_optimizer(config, (weights, config.lr),
                                         (list(self.context.parameters()), config.embedding_rate))
 

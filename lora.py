@@ -22,8 +22,8 @@ from errors import UserError
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 
 
-def dropout_mask(x: Tensor, p: float, keys: Sequence[int]) -> Tensor:
-    """What dropout multiplies x (B, ...) by: 0 with probability p (to the nearest 1/65536), else 1 / (1 - p).
+def stays(x: Tensor, p: float, keys: Sequence[int]) -> Tensor:
+    """Which elements of x (B, ...) dropout leaves, each with probability 1 - p (to 1/65536): bool.
 
     keys: seeds, one a row of x, which alone decide what is dropped in it, or one for all of x. On a CPU
     F.dropout draws a double for each element; 16 random bits do as well in a third of the time.
@@ -34,26 +34,31 @@ def dropout_mask(x: Tensor, p: float, keys: Sequence[int]) -> Tensor:
     bits = torch.empty(len(keys), -(-size // 4), dtype=torch.int64, device=x.device)
     for row, key in zip(bits, keys, strict=True):
         row.random_(-2**63, None, generator=torch.Generator(x.device).manual_seed(key))
-    kept = bits.view(torch.int16)[:, :size] >= round(p * 2**16) - 2**15
-    return kept.view(x.shape).to(x.dtype).mul_(1 / (1 - p))
+    return (bits.view(torch.int16)[:, :size] >= round(p * 2**16) - 2**15).view(x.shape)
 
 
 class _DroppedOut(torch.autograd.Function):
-    """A dropout(x), of which x alone is kept, as the layers beside keep it too. The mask is drawn again."""
+    """A dropout(x), of which x is kept, as the layers beside keep it too, and one byte an element.
+
+    lean: not even that, for what is dropped is drawn again.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, A: Tensor, p: float, keys: Sequence[int]) -> Tensor:
-        ctx.save_for_backward(x, A)
+    def forward(ctx: Any, x: Tensor, A: Tensor, p: float, keys: Sequence[int], lean: bool) -> Tensor:
+        stay = stays(x, p, keys)
+        ctx.save_for_backward(x, A, None if lean else stay)
         ctx.p, ctx.keys = p, keys
-        return F.linear(x * dropout_mask(x, p, keys), A.to(x.dtype))
+        return F.linear(torch.where(stay, x, 0), (A / (1 - p)).to(x.dtype))  # scaled where it is small
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, A = ctx.saved_tensors
-        mask, flat = dropout_mask(x, ctx.p, ctx.keys), gradient.reshape(-1, gradient.shape[-1])
-        for_A = flat.T @ (x * mask).reshape(-1, x.shape[-1]).to(gradient.dtype)
-        return (gradient @ A.to(gradient.dtype)).mul_(mask), for_A.to(A.dtype), None, None
+        x, A, stay = ctx.saved_tensors
+        stay = stays(x, ctx.p, ctx.keys) if stay is None else stay
+        left = torch.where(stay, x, 0).reshape(-1, x.shape[-1]).to(gradient.dtype)
+        for_A = (gradient.reshape(-1, gradient.shape[-1]).T @ left).to(A.dtype) / (1 - ctx.p)
+        for_x = torch.where(stay, gradient @ (A / (1 - ctx.p)).to(gradient.dtype), 0)
+        return for_x, for_A, None, None, None
 
 
 def new_key() -> int:
@@ -68,7 +73,7 @@ class LoRALinear(nn.Linear):
     The adapter adds `lora_A.weight` and `lora_B.weight`, in fp32 whatever W is. `strength` is for sampling.
     """
 
-    fast = True  # as in sd/layers.py
+    fast, lean = True, False  # as in sd/layers.py
 
     def __init__(self, base: nn.Linear, rank: int, alpha: float, dropout: float,
                  rng: torch.Generator) -> None:
@@ -101,8 +106,8 @@ class LoRALinear(nn.Linear):
             h = F.linear(x, A.to(x.dtype))
         else:
             keys = self.keys or [new_key()]
-            h = (_DroppedOut.apply(x, A, self.dropout, keys) if self.fast else
-                 F.linear(x * dropout_mask(x, self.dropout, keys), A.to(x.dtype)))
+            h = (_DroppedOut.apply(x, A, self.dropout, keys, self.lean) if self.fast else
+                 F.linear(x * (stays(x, self.dropout, keys) / (1 - self.dropout)).to(x.dtype), A.to(x.dtype)))
         return torch.add(y, F.linear(h, B.to(h.dtype)), alpha=self.scale)
 
     @torch.no_grad()

@@ -12,9 +12,11 @@ from errors import UserError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISIONS = ("auto", *DTYPES)
-# What a LoRA step of one 512 px image needs beside SD 1.5's weights in half precision, by --fast, in GiB: as
-# counted from shapes (footprint.py, test_memory.py), and a third for workspaces and the allocator's gaps.
-STEP_GIB = {True: 0.47 * 4 / 3, False: 0.99 * 4 / 3}
+# What a step of one 512 px image needs beside SD 1.5's weights in half precision, in GiB, by what is computed
+# again (--checkpointing): as counted from shapes (footprint.py, test_memory.py). A third comes on top, for
+# workspaces and the allocator's gaps.
+STEP_GIB = {"fast": {"none": 0.57, "lean": 0.46}, "plain": {"none": 0.98},  # plain: --no-fast
+            "control": {"none": 0.69, "lean": 0.63}}
 
 
 def choose_device(name: str) -> torch.device:
@@ -52,18 +54,22 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
-def choose_checkpointing(name: str, device: torch.device, precision: str, batch_size: int, resolution: int,
-                         width: int, trained: int, *, fast: bool) -> bool:
-    """--checkpointing: auto recomputes whole blocks where a step would not fit into the free memory.
+def choose_checkpointing(name: str, step: str, device: torch.device, precision: str, batch_size: int,
+                         resolution: int, width: int, trained: int, packed: int) -> str:
+    """--checkpointing: auto is none, lean or full, the first with which a step fits into the free memory.
 
-    width: the UNet's block_out_channels[0], with which, and with the pixels, a step's activations grow.
-    trained: the number of trained parameters, whose gradients and AdamW's two moments are fp32.
+    step: a key of STEP_GIB. width: the UNet's block_out_channels[0], with which, and with the pixels, a
+    step's activations grow. trained: the number of trained parameters, whose gradients and AdamW's two
+    moments are fp32. packed: bytes that "none" spends on weights, to be faster.
     """
     if name != "auto":
-        return name == "full"
-    needed = STEP_GIB[fast] * 2**30 * (2 if precision == "fp32" else 1) * batch_size
-    needed *= (resolution / 512) ** 2 * width / 320
-    return needed + 12 * trained > free_memory(device)
+        return name
+    scale = 4 / 3 * 2**30 * (2 if precision == "fp32" else 1) * batch_size
+    scale *= (resolution / 512) ** 2 * width / 320
+    free = free_memory(device) - 12 * trained
+    fitting = [level for level, gib in STEP_GIB[step].items()
+               if gib * scale + packed * (level == "none") <= free]
+    return fitting[0] if fitting else "full"
 
 
 def peak_memory(device: torch.device) -> int:

@@ -19,9 +19,9 @@ import torch
 from batches import Plan
 from data import load_dataset
 from errors import UserError
-from footprint import Footprint, footprint
+from footprint import Footprint, Step, footprint
 from machine import DTYPES, choose_device, choose_precision, free_memory
-from recipe import TrainConfig
+from recipe import RunConfig
 from sd.parts import AUTOENCODER, UNET, Part, read_config
 from sd.weights import TINY
 
@@ -39,6 +39,7 @@ class Card(NamedTuple):
     precision: str
     rate: float
     why: str
+    cpu: bool = False  # where a step without checkpointing has its weights lie ready twice
 
 
 DIFFUSERS = "as diffusers drew batches of 4 on it by its own numbers, PyTorch 2.0, not compiled"
@@ -48,24 +49,22 @@ CARDS = [Card("T4", 15, "fp16", 11.5, f"{DIFFUSERS}; its 70 W allow matrix produ
          Card("H100", 80, "bf16", 88, "as plain PyTorch drew single images on it by stable-fast's numbers")]
 
 
-def print_plan(config: TrainConfig, in_channels: int = 4, encodings: int = 1) -> None:
+def print_plan(config: RunConfig, *, tokens: int, in_channels: int = 4, encodings: int = 1,
+               control_rank: int | None = None) -> None:
     """Say what memory and time a training by `config` takes, on the card that --plan names or here.
 
-    in_channels: of the strategy's UNet; encodings: pictures that the VAE sees for one image. Raises
-    UserError for a card of which no public number is known here.
+    tokens: a class; in_channels: of the strategy's UNet; encodings: pictures that the VAE sees for one image;
+    control_rank: as in footprint.Step. Raises UserError for a card of which no public number is known here.
     """
     card = _this_machine(config) if config.plan == HERE else _named(config.plan)
     config = dataclasses.replace(config, precision=card.precision)
-    shapes = (dataclasses.replace(_shapes(config.base, UNET), in_channels=in_channels),
-              _shapes(config.base, AUTOENCODER))
-    counted = footprint(config, *shapes, checkpointing=config.checkpointing == "full")
-    recomputes = config.checkpointing == "full"
-    if config.checkpointing == "auto" and counted.peak / 2**30 + ASSUMED > card.memory:
-        counted, recomputes = footprint(config, *shapes, checkpointing=True), True
+    step = Step(dataclasses.replace(_shapes(config.base, UNET), in_channels=in_channels),
+                _shapes(config.base, AUTOENCODER), tokens, control_rank)
+    counted, level = _fitting(config, step, card)
     peak, moment = counted.peak / 2**30 + ASSUMED, counted.peak - counted.weights - counted.kept
     steps, seconds = _seconds(config, counted, card.rate, encodings)
     found = {"card": card.name, "precision": card.precision, "resolution": config.resolution,
-             "batch_size": config.batch_size, "recomputes": recomputes, "fits": peak <= card.memory,
+             "batch_size": config.batch_size, "checkpointing": level, "fits": peak <= card.memory,
              "gib": {"there": card.memory, "needed": peak, "weights": counted.weights / 2**30,
                      "kept": counted.kept / 2**30, "for_a_moment": moment / 2**30, "assumed": ASSUMED},
              "steps": steps, "seconds": seconds, "tflops": card.rate, "tflops_because": card.why}
@@ -76,11 +75,11 @@ def _page(found: dict[str, Any]) -> str:
     """The plan to be read."""
     gib, seconds, steps = found["gib"], found["seconds"], found["steps"]
     lines = [f"{found['card']}, {found['precision']}, {found['resolution']} px, batches of "
-             f"{found['batch_size']}: counted from shapes, nothing was loaded",
+             f"{found['batch_size']}, --checkpointing {found['checkpointing']}: counted from shapes, nothing "
+             "was loaded",
              f"memory: {gib['needed']:.1f} GiB of {gib['there']:.0f}: weights {gib['weights']:.2f}, "
-             f"activations kept {gib['kept']:.2f}{' (blocks are recomputed)' * found['recomputes']}, for a "
-             f"moment {gib['for_a_moment']:.2f}, and {gib['assumed']:g} assumed for the driver and "
-             "workspaces"]
+             f"activations kept {gib['kept']:.2f}, gradients, optimizer and what is there for a moment "
+             f"{gib['for_a_moment']:.2f}, and {gib['assumed']:g} assumed for the driver and workspaces"]
     if not found["fits"]:
         lines.append("that does not fit: a smaller --batch-size with a larger --accumulate is the same "
                      "training")
@@ -91,7 +90,20 @@ def _page(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _seconds(config: TrainConfig, counted: Footprint, rate: float,
+def _fitting(config: RunConfig, step: Step, card: Card) -> tuple[Footprint, str]:
+    """The step by --checkpointing, and which that is: with auto the first that fits, or the last."""
+    levels = [config.checkpointing] if config.checkpointing != "auto" else ["none", "lean", "full"]
+    for level in levels if config.fast else [level for level in levels if level != "lean"]:
+        counted = footprint(config, step, checkpointing=level)
+        if card.cpu and config.fast and level == "none":
+            counted = counted._replace(weights=counted.weights + counted.packed,
+                                       peak=counted.peak + counted.packed)
+        if counted.peak / 2**30 + ASSUMED <= card.memory:
+            break
+    return counted, level
+
+
+def _seconds(config: RunConfig, counted: Footprint, rate: float,
              encodings: int) -> tuple[int, dict[str, float]]:
     """Optimizer steps, and how long they, encoding and previews take at `rate` TFLOP/s. Validation is not
     counted.
@@ -128,12 +140,13 @@ def _named(name: str) -> Card:
                     "it is this machine")
 
 
-def _this_machine(config: TrainConfig) -> Card:
+def _this_machine(config: RunConfig) -> Card:
     device = choose_device(config.device)
     precision = choose_precision(config.precision, device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    return Card(name, free_memory(device) / 2**30, precision, _matmul_rate(device, DTYPES[precision]) / 2,
-                "half of what a matrix product reaches here now, as public runs do on a T4")
+    rate = _matmul_rate(device, DTYPES[precision]) / 2
+    why = "half of what a matrix product reaches here now, as public runs do on a T4"
+    return Card(name, free_memory(device) / 2**30, precision, rate, why, cpu=device.type == "cpu")
 
 
 def _matmul_rate(device: torch.device, dtype: torch.dtype, side: int = 2048) -> float:

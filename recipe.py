@@ -53,8 +53,10 @@ class RunConfig(DataConfig, NetworkConfig):
                                 group="training", minimum=0, maximum=0.9)
     precision: str = flag("auto", "auto: bf16 on GPUs that have it, fp16 on older ones, fp32 on a CPU",
                           group="machine", choices=("auto", "fp32", "bf16", "fp16"))
-    checkpointing: str = flag("auto", "recompute activations: less memory, a third more work; auto decides "
-                              "by the free memory", group="machine", choices=("auto", "none", "full"))
+    checkpointing: str = flag("auto", "what is computed again rather than kept: none, lean (what is cheap), "
+                              "full (whole blocks: least memory, a third more work); auto: the first "
+                              "of these that fits into the free memory", group="machine",
+                              choices=("auto", "none", "lean", "full"))
     fast: bool = flag(True, "exact shortcuts: what need not be computed or kept is not; without them every "
                             "layer is computed as it is written, under autocast: to compare with",
                       group="machine")
@@ -62,6 +64,10 @@ class RunConfig(DataConfig, NetworkConfig):
                                     "variant e mod N, and keep them in latents/ beside the run; 0: encode at "
                                     "every step, never repeating one", group="machine", minimum=0,
                                 maximum=10**6)
+    plan: str | None = flag(None, "only say what memory and time this takes, here or on a named GPU (--plan "
+                                  "T4); nothing is loaded or trained", group="machine", bare="here")
+    json: bool = flag(False, "the --plan as one JSON object; a run's own numbers are in metrics.jsonl",
+                      group="machine")
     device: str = flag("auto", "auto, cpu, cuda, cuda:1, ..", group="machine")
     workers: int = flag(0, "processes that load data beside the training", group="machine", minimum=0,
                         maximum=256)
@@ -72,6 +78,9 @@ class RunConfig(DataConfig, NetworkConfig):
         if self.tensorboard and importlib.util.find_spec("tensorboard") is None:
             raise UserError("--tensorboard: not installed; pip install tensorboard, or leave the flag out "
                             "(metrics.jsonl has the same numbers)")
+        if self.checkpointing == "lean" and not self.fast:
+            raise UserError("--checkpointing lean: one of the shortcuts that --no-fast leaves out; give none "
+                            "or full")
         if self.preview_guidance != 1 and not self.has_null:
             raise UserError(f"--preview-guidance {self.preview_guidance:g}: without --class-dropout (such as "
                             "0.1) there is no null class to guide from")
@@ -88,10 +97,6 @@ class TrainConfig(RunConfig):
 
     lr: float = flag(1e-4, "learning rate of AdamW; 0 leaves the LoRA without effect, for --embedding-lr "
                            "alone", group="training", minimum=0)
-    plan: str | None = flag(None, "only say what memory and time this takes, here or on a named GPU (--plan "
-                                  "T4); nothing is loaded or trained", group="machine", bare="here")
-    json: bool = flag(False, "the --plan as one JSON object; a run's own numbers are in metrics.jsonl",
-                      group="machine")
     rank: int = flag(16, "LoRA rank", group="adapter", minimum=1, maximum=1280)
     alpha: float = flag(32.0, "LoRA alpha; the update is scaled by alpha / rank", group="adapter", above=0)
     dropout: float = flag(0.1, "share of the LoRA's input that is dropped", group="adapter", minimum=0,
@@ -109,6 +114,11 @@ class TrainConfig(RunConfig):
     init_std: float = flag(0.02, "standard deviation of the class table's start", group="adapter", above=0)
     embedding_lr: float | None = flag(None, "learning rate of the class embedding (default: --lr); 0 leaves "
                                             "it as it starts", group="adapter", minimum=0)
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of the UNet's context; a prompt is padded to 77."""
+        return 77 if self.context == "prompt" else self.tokens_per_class
 
     @property
     def embedding_rate(self) -> float:

@@ -230,6 +230,8 @@ def main() -> None:
             generator = load_generator(path, base=config.base, strength=config.lora_scale, device=device,
                                        dtype=DTYPES[precision], loras=loras, control=config.control,
                                        fast=config.fast)
+            if config.fast:
+                generator.pack()
             batches = cut(classes, config.per_class, config.batch_size, wanted)
             draw_all(batches, lambda batch: source.draw(generator, batch, drawing), folder, set(wanted))
         if processes.first():

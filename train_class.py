@@ -87,7 +87,7 @@ def main() -> None:
     """The command: data, models, then the training loop."""
     config = parse(Config, __doc__, EXAMPLE)
     if config.plan:
-        return print_plan(config)
+        return print_plan(config, tokens=config.context_length)
     device, folder = settle(config, "class")
     dataset = load_dataset(config)
     print(dataset.summary())

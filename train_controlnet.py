@@ -23,10 +23,11 @@ from generation import Drawing, Generator, base_of, draw, load_generator
 from guidance import Control
 from header import ControlHeader, Header
 from latents import posterior, with_latents
-from learner import plain_autocast, settle
-from machine import DTYPES, autocast, choose_checkpointing
+from learner import plain_autocast, settle, settle_checkpointing
+from machine import DTYPES, autocast
 from named import asked
 from pictures import grid, outline, tensor_to_image
+from plan import print_plan
 from previews import Preview
 from processes import together
 from prompts import DamageContext
@@ -170,10 +171,13 @@ def preview(config: Config, frozen: Generator, control: ControlNet, dataset: Def
 def main() -> None:
     """The command: class checkpoint, data, models, then the training loop."""
     config = parse(Config, __doc__, EXAMPLE)
-    device, folder = settle(config, "control")
     path = find_adapter(Path(config.class_ckpt))
     class_tensors, header = read_adapter(path)
     take_over(config, path, header)
+    if config.plan:
+        tokens = 77 if header.prompts else header.tokens_per_class
+        return print_plan(config, tokens=tokens, control_rank=config.control_rank)
+    device, folder = settle(config, "control")
     dataset = load_photos(config, path, header)
 
     frozen = load_generator(path, base=config.base, strength=1.0, device=device,
@@ -190,14 +194,12 @@ def main() -> None:
     for net in (control, frozen.unet):
         set_fast(net, config.fast)
     trained = trained_control(control)
-    parameters = sum(tensor.numel() for tensor in trained.values())
-    print(f"{parameters:,} parameters to train")
-    control.checkpointing = frozen.unet.checkpointing = choose_checkpointing(
-        config.checkpointing, device, config.precision, config.batch_size, config.resolution,
-        control.config.block_out_channels[0], parameters, fast=False)  # half of it is under autocast
+    weights = [weight for weight in control.parameters() if weight.requires_grad]
+    print(f"{sum(weight.numel() for weight in weights):,} parameters to train")
+    settle_checkpointing(config, frozen.unet, weights, control)
     control.train()
 
-    optimizer = make_optimizer(config, ([w for w in control.parameters() if w.requires_grad], config.lr))
+    optimizer = make_optimizer(config, (weights, config.lr))
     photos, loss_fn = with_latents(config, f"control{dataset.channels}", dataset, frozen.vae,
                                    partial(encode, config, frozen.vae),
                                    partial(diffusion_loss, config, frozen.unet, control, frozen.context))

@@ -125,7 +125,7 @@ def main() -> None:
     """The command: data and masks, models, then the training loop."""
     config = parse(Config, __doc__, EXAMPLE)
     if config.plan:
-        return print_plan(config, CHANNELS, encodings=2)
+        return print_plan(config, tokens=config.context_length, in_channels=CHANNELS, encodings=2)
     device, folder = settle(config, "inpaint")
     dataset = load_holes(config)
     print(dataset.summary())

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sd.layers import Context, Conv2d, repeated
+from sd.convolution import Conv2d
+from sd.layers import Context, repeated
 from sd.unet import UNet, UNetConfig, UNetEncoder
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from sd.layers import Context, Conv2d, repeated
+from sd.convolution import Conv2d
+from sd.layers import Context, repeated
 from sd.unet import UNet
 from sd.weights import DEFAULT_BASE, INPAINTING_BASE, TINY, WrongChannels, load_unet
 

@@ -10,10 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sd.lean import frozen_conv2d, recomputed
+from sd.convolution import Conv2d
+from sd.lean import gated, recomputed
 
 # Layers with an attribute `fast` compute by exact shortcuts while it is true; set_fast(model, False) makes
-# them compute everything as it is written in the papers, which is there to compare with.
+# them compute everything as it is written in the papers, which is there to compare with. Layers with `lean`
+# compute again in the backward pass what is cheap, rather than to keep it.
 
 
 def set_fast(model: nn.Module, fast: bool) -> None:
@@ -24,6 +26,12 @@ def set_fast(model: nn.Module, fast: bool) -> None:
         if weight.ndim == 4:
             layout = torch.channels_last if fast else torch.contiguous_format
             weight.data = weight.data.contiguous(memory_format=layout)
+
+
+def set_checkpointing(model: nn.Module, level: str) -> None:
+    """What `model` computes again in the backward pass: "none", "lean" (what is cheap) or "full" (blocks)."""
+    for module in model.modules():
+        module.lean, module.checkpointing = level != "none", level == "full"
 
 
 def timestep_embedding(t: Tensor, dim: int) -> Tensor:
@@ -49,32 +57,20 @@ class TimestepEmbedding(nn.Module):
         return self.linear_2(F.silu(self.linear_1(x)))
 
 
-class Conv2d(nn.Conv2d):
-    """A convolution that keeps its input only where its weights learn. These may be fp32 beside a half x."""
-
-    fast = True
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, c_in, H, W) -> (B, c_out, H', W')."""
-        if self.fast and not self.weight.requires_grad:
-            return frozen_conv2d(x, self.weight, self.bias, self.stride, self.padding)
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.conv2d(x, self.weight.to(x.dtype), bias, self.stride, self.padding)
-
-
 class GroupNorm(nn.GroupNorm):
     """Group normalisation (Wu and He 2018, arXiv 1803.08494), which most often a SiLU follows."""
 
-    fast = True
+    fast, lean = True, False
 
     def silu(self, x: Tensor) -> Tensor:
-        """SiLU(GroupNorm(x)), of which only x is kept for the backward pass."""
-        if self.fast:
+        """SiLU(GroupNorm(x)), of which, if lean, only x is kept for the backward pass."""
+        if self.fast and self.lean:
             return recomputed(self._silu, x, self.weight, self.bias)
         return self._silu(x, self.weight, self.bias)
 
     def _silu(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return F.silu(F.group_norm(x, self.num_groups, weight, bias, self.eps))
+        y = F.group_norm(x, self.num_groups, weight, bias, self.eps)
+        return F.silu(y, inplace=not torch.is_grad_enabled())
 
 
 class ResnetBlock(nn.Module):
@@ -161,10 +157,8 @@ class GEGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         both = self.proj(x)
-        return recomputed(self._gated, both) if self.fast else self._gated(both)
-
-    @staticmethod
-    def _gated(both: Tensor) -> Tensor:
+        if self.fast:
+            return gated(both)
         value, gate = both.chunk(2, dim=-1)
         return value * F.gelu(gate)
 

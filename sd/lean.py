@@ -1,8 +1,8 @@
 """What a training step need not keep. Autograd keeps whatever any gradient could ask for; these keep less.
 
-Both are exact: the frozen convolution computes the very gradient that autograd would, and what is recomputed
-comes out the same bit for bit. Of SD 1.5 at 512 px in half precision a LoRA step then keeps less than half
-(tests/test_memory.py counts it).
+Both are exact: what is recomputed comes out the same bit for bit. With frozen convolutions (convolution.py)
+and dropout's masks drawn again (lora.py) a LoRA step of SD 1.5 at 512 px in half precision then keeps less
+than half (tests/test_memory.py counts it).
 """
 
 from __future__ import annotations
@@ -15,31 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-
-
-class _FrozenConv2d(torch.autograd.Function):
-    """A convolution whose weights do not learn. It is linear, so its input is not needed and not kept.
-
-    Autograd's own keeps the input for the gradient of the weights, even where nobody will ask for that
-    (Bhatia and Dangel 2024, arXiv 2404.12406).
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int],
-                padding: tuple[int, int]) -> Tensor:
-        ctx.save_for_backward(weight)
-        ctx.stride, ctx.padding = stride, padding
-        # What the stride leaves over at the far edges: the adjoint has to give these pixels back.
-        ctx.rest = [(n + 2 * p - k) % s for n, p, k, s in
-                    zip(x.shape[2:], padding, weight.shape[2:], stride, strict=True)]
-        return F.conv2d(x, weight, bias, stride, padding)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        weight, = ctx.saved_tensors
-        x = F.conv_transpose2d(gradient, weight.to(gradient.dtype), None, ctx.stride, ctx.padding, ctx.rest)
-        return x, None, None, None, None
 
 
 class _Recomputed(torch.autograd.Function):
@@ -65,10 +40,28 @@ class _Recomputed(torch.autograd.Function):
         return None, *(next(found) if need else None for need in needed)
 
 
-def frozen_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int],
-                  padding: tuple[int, int]) -> Tensor:
-    """F.conv2d with weights that get no gradient, keeping nothing of x (B, C, H, W)."""
-    return _FrozenConv2d.apply(x, weight, bias, stride, padding)
+class _Gated(torch.autograd.Function):
+    """value * gelu(gate), of both halves of one tensor, which alone is kept.
+
+    It takes no longer than autograd's own: gelu is computed once more, but both gradients are written to
+    their places at once.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, both: Tensor) -> Tensor:
+        ctx.save_for_backward(both)
+        value, gate = both.chunk(2, dim=-1)
+        return F.gelu(gate).mul_(value)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        both, = ctx.saved_tensors
+        found = torch.empty_like(both)
+        (value, gate), (for_value, for_gate) = both.chunk(2, dim=-1), found.chunk(2, dim=-1)
+        torch.mul(gradient, F.gelu(gate), out=for_value)
+        for_gate.copy_(torch.ops.aten.gelu_backward(gradient * value, gate))
+        return found
 
 
 def recomputed(f: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
@@ -77,3 +70,8 @@ def recomputed(f: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     f: cheap, and a function of its inputs alone, all of whose gradients go through them.
     """
     return _Recomputed.apply(f, *inputs)
+
+
+def gated(both: Tensor) -> Tensor:
+    """both (..., 2 C) -> its first half times gelu of the second (..., C), keeping `both` alone."""
+    return _Gated.apply(both)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from sd.convolution import Conv2d
 from sd.layers import (
     Context,
-    Conv2d,
     Downsample,
     GroupNorm,
     ResnetBlock,
@@ -82,11 +82,11 @@ class UNetEncoder(nn.Module):
     """The first half of the UNet, down to the middle block. ControlNet is this half with its own outputs."""
 
     fast = True  # as in sd/layers.py
+    checkpointing = False  # recompute blocks in the backward pass: less memory, a third more work
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         self.config = config
-        self.checkpointing = False  # recompute blocks in the backward pass: less memory, a third more work
         widths = config.block_out_channels
         self.conv_in = Conv2d(config.in_channels, widths[0], 3, padding=1)
         self.time_embedding = TimestepEmbedding(widths[0], 4 * widths[0])

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sd.layers import Attention, Conv2d, Downsample, GroupNorm, ResnetBlock, Upsample
+from sd.convolution import Conv2d
+from sd.layers import Attention, Downsample, GroupNorm, ResnetBlock, Upsample
 
 
 @dataclass(frozen=True)

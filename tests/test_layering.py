@@ -38,20 +38,21 @@ ALLOWED = {
     "training": "batches data errors header machine previews processes recipe run_folder",
     "latents": "batches data errors files machine processes recipe sd.vae",
     "sd": "",
-    "sd.lean": "", "sd.layers": "sd.lean", "sd.diffusion": "",
-    "sd.unet": "sd.layers", "sd.vae": "sd.layers", "sd.controlnet": "sd.layers sd.unet",
+    "sd.lean": "", "sd.convolution": "", "sd.layers": "sd.convolution sd.lean", "sd.diffusion": "",
+    "sd.unet": "sd.convolution sd.layers", "sd.vae": "sd.convolution sd.layers",
+    "sd.controlnet": "sd.convolution sd.layers sd.unet",
     "sd.compvis": "", "sd.hub": "errors files",
     "sd.text": "errors",
     "sd.parts": "errors sd sd.compvis sd.controlnet sd.text sd.unet sd.vae",
     "sd.tensors": "errors sd.parts",
     "sd.weights": "errors sd.controlnet sd.hub sd.parts sd.tensors sd.text sd.unet sd.vae",
-    "sd.inpainting": "sd.layers sd.unet sd.weights",
+    "sd.inpainting": "sd.convolution sd.layers sd.unet sd.weights",
     "guidance": "adapter prompts sd.controlnet sd.diffusion sd.inpainting sd.layers sd.unet",
     "control": "errors files guidance header lora named prompts sd.controlnet sd.parts sd.unet sd.weights "
                "seeds",
     "prompts": "adapter errors foreign header recipe sd.text sd.weights seeds",
-    "generation": "adapter control errors foreign guidance header lora masks named prompts sd.diffusion "
-                  "sd.inpainting sd.layers sd.unet sd.vae sd.weights seeds",
+    "generation": "adapter control errors foreign guidance header lora masks named prompts sd.convolution "
+                  "sd.diffusion sd.inpainting sd.layers sd.unet sd.vae sd.weights seeds",
     "steering": "adapter control errors files folders generation header mask_bank paste pictures "
                 "sample_folder",
     "painting": "control decode errors folders generation header mask_bank masks paste pictures "
@@ -70,11 +71,13 @@ ALLOWED = {
     "segmenter": "judge seeds",
     "downstream": "comparison evaluation_data features folders judge measures metrics networks seeds "
                   "segmenter",
-    "footprint": "lora machine recipe sd.layers sd.unet sd.vae training",
+    "footprint": "adapter control lora machine recipe sd.controlnet sd.convolution sd.layers sd.unet sd.vae "
+                 "training",
     "plan": "batches data errors footprint machine recipe sd.parts sd.weights",
     "draws": "adapter batches lora recipe seeds",
     "holes": "augmentation data folders masks seeds",
-    "learner": "adapter foreign header lora machine prompts recipe sd.layers sd.unet sd.weights training",
+    "learner": "adapter foreign header lora machine prompts recipe sd.controlnet sd.convolution sd.layers "
+               "sd.unet sd.weights training",
     "validation": "comparison data features folders judge metrics networks pictures previews probe recipe",
     "train_class": "batches config data draws errors generation latents learner machine named pictures "
                    "plan previews processes prompts recipe sd.diffusion sd.unet sd.vae sd.weights training "
@@ -84,7 +87,7 @@ ALLOWED = {
                      "sd.unet sd.vae sd.weights training validation",
     "bench": "config demo errors files sd.inpainting sd.parts",
     "train_controlnet": "adapter batches config control data draws errors generation guidance header latents "
-                        "learner machine named pictures previews processes prompts recipe sd.controlnet "
+                        "learner machine named pictures plan previews processes prompts recipe sd.controlnet "
                         "sd.diffusion sd.layers sd.unet sd.vae sd.weights training files validation",
     "export_controlnet": "config control errors generation",
     "sample": "adapter config decode errors files formats generation header machine painting pictures "

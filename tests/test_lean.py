@@ -18,8 +18,9 @@ import lora
 import sample
 import train_class
 from sd import layers
-from sd.layers import set_fast
-from sd.lean import frozen_conv2d, recomputed
+from sd.convolution import Conv2d, pack, packed_bytes
+from sd.layers import set_checkpointing, set_fast
+from sd.lean import gated, recomputed
 from sd.unet import UNet
 
 __all__ = ["place"]
@@ -40,24 +41,71 @@ def kept(work: object) -> list[Tensor]:
        stride=st.integers(1, 3), padding=st.integers(0, 2), bias=st.booleans())
 def test_a_frozen_convolution_gives_autograds_gradient(side: tuple[int, int], kernel: int, stride: int,
                                                        padding: int, bias: bool) -> None:
-    rng = torch.Generator().manual_seed(0)
-    weight = torch.randn(5, 4, kernel, kernel, generator=rng, dtype=torch.float64)
-    b = torch.randn(5, generator=rng, dtype=torch.float64) if bias else None
-    x = torch.randn(2, 4, *side, generator=rng, dtype=torch.float64, requires_grad=True)
-    ours = frozen_conv2d(x, weight, b, (stride, stride), (padding, padding))
-    theirs = F.conv2d(x, weight, b, stride, padding)
-    assert torch.equal(ours, theirs)
-    gradient = torch.randn(ours.shape, generator=rng, dtype=torch.float64)
+    conv = Conv2d(4, 5, kernel, stride, padding, bias=bias, dtype=torch.float64).requires_grad_(False)
+    x = torch.randn(2, 4, *side, dtype=torch.float64, requires_grad=True)
+    ours, theirs = conv(x), F.conv2d(x, conv.weight, conv.bias, stride, padding)
+    torch.testing.assert_close(ours, theirs)
+    gradient = torch.randn(ours.shape, dtype=torch.float64)
     torch.testing.assert_close(*(torch.autograd.grad(y, x, gradient)[0] for y in (ours, theirs)))
 
 
-def test_a_convolution_keeps_its_input_only_where_it_learns() -> None:
-    conv, x = layers.Conv2d(3, 5, 3), torch.randn(1, 3, 8, 8, requires_grad=True)
-    assert any(tensor is x for tensor in kept(lambda: conv(x)))
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_a_convolution_keeps_its_input_only_where_it_learns(kernel: int) -> None:
+    conv, x = Conv2d(3, 5, kernel), torch.randn(1, 3, 8, 8, requires_grad=True)
+
+    def keeps_x() -> bool:
+        return any(tensor.data_ptr() == x.data_ptr() for tensor in kept(lambda: conv(x)))
+
+    assert keeps_x()
     conv.requires_grad_(False)
-    assert [tensor.shape for tensor in kept(lambda: conv(x))] == [conv.weight.shape]
+    assert not keeps_x()
     conv.fast = False
-    assert any(tensor is x for tensor in kept(lambda: conv(x)))
+    assert keeps_x()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_packed_weights_compute_the_same(stride: int, dtype: torch.dtype) -> None:
+    """For any number of images, of any size, and for the gradient; small, pointwise and trained ones stay.
+
+    Without a stride the same bits, but for single images of few pixels, which PyTorch takes other ways.
+    """
+    conv = Conv2d(72, 120, 3, stride, 1).to(dtype, memory_format=torch.channels_last).requires_grad_(False)
+    others = [Conv2d(8, 8, 3), Conv2d(300, 300, 1), Conv2d(96, 96, 3)]
+    for other in others[:2]:
+        other.requires_grad_(False)
+    model = nn.ModuleList([conv, *others])
+    inputs = [torch.randn(b, 72, h, w).to(dtype, memory_format=torch.channels_last).requires_grad_()
+              for b, h, w in ((2, 24, 24), (1, 32, 20), (5, 11, 17))]
+
+    def results() -> list[Tensor]:
+        found = []
+        for x in inputs:
+            y = conv(x)
+            found += [y, *torch.autograd.grad(y.float().square().sum(), x)]
+        return found
+
+    expected = results()
+    if not packed_bytes(model):
+        pytest.skip("this CPU has no kernels of its own for that")
+    assert packed_bytes(model) == conv.weight.nbytes
+    pack(model, gradients=True)
+    assert conv.weight is None and packed_bytes(model) == 0
+    assert all(other.weight is not None for other in others)
+    actual = results()
+    if stride == 1:
+        assert all(map(torch.equal, actual, expected))
+    torch.testing.assert_close(actual, expected)
+    assert actual[0].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_half_of_the_other_halfs_gelu() -> None:
+    both, gradient = torch.randn(3, 5, 14, requires_grad=True), torch.randn(3, 5, 7)
+    value, gate = both.chunk(2, dim=-1)
+    for ours, theirs in ((gated(both), value * F.gelu(gate)), *zip(
+            torch.autograd.grad(gated(both), both, gradient),
+            torch.autograd.grad(value * F.gelu(gate), both, gradient), strict=True)):
+        assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("autocast", [False, True])
@@ -77,6 +125,8 @@ def test_what_is_recomputed_gets_the_same_gradients(autocast: bool) -> None:
 
 def test_what_is_recomputed_keeps_its_inputs_alone() -> None:
     norm, x = layers.GroupNorm(2, 4), torch.randn(1, 4, 8, 8, requires_grad=True)
+    assert len([tensor for tensor in kept(lambda: norm.silu(x)) if tensor.shape == x.shape]) == 2
+    set_checkpointing(norm, "lean")
     assert {tensor.shape for tensor in kept(lambda: norm.silu(x))} == {x.shape, norm.weight.shape}
     assert len(kept(lambda: norm.silu(x))) == 3
     gate, x = layers.GEGLU(4, 8).requires_grad_(False), torch.randn(7, 4, requires_grad=True)
@@ -85,7 +135,8 @@ def test_what_is_recomputed_keeps_its_inputs_alone() -> None:
 
 # ---- the UNet
 
-def step(fast: bool, dtype: torch.dtype, tokens: int, dropout: float) -> tuple[Tensor, dict[str, Tensor]]:
+def step(fast: bool, dtype: torch.dtype, tokens: int, dropout: float,
+         checkpointing: str = "lean") -> tuple[Tensor, dict[str, Tensor]]:
     """Prediction and adapters' gradients of a small UNet; the plain way is torch's autocast."""
     torch.manual_seed(0)
     unet = UNet(UNET).to(dtype).train()
@@ -93,11 +144,12 @@ def step(fast: bool, dtype: torch.dtype, tokens: int, dropout: float) -> tuple[T
     for B in weights[1::2]:
         nn.init.normal_(B, std=0.1)
     set_fast(unet, fast)
-    z_t, context = torch.randn(2, 4, 8, 8), torch.randn(2, tokens, UNET.cross_attention_dim)
+    set_checkpointing(unet, checkpointing)
+    z_t, context = torch.randn(2, 4, 32, 32), torch.randn(2, tokens, UNET.cross_attention_dim)
     with torch.autocast("cpu", dtype, enabled=not fast and dtype != torch.float32):
         eps_hat = unet(z_t, torch.tensor([3, 900]), context)
     assert eps_hat.dtype == dtype
-    eps_hat.float().square().mean().backward()
+    eps_hat.float().square().sum().backward()  # not the mean, whose gradients are too small for fp16
     return eps_hat, {name: weight.grad for name, weight in unet.named_parameters() if weight.requires_grad}
 
 
@@ -119,13 +171,24 @@ def test_fast_and_plain_are_the_same_step(tokens: int, dropout: float) -> None:
     assert all(plain[1][name].norm() < 1e-5 * largest for name in without)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.1), (torch.float16, 0.02)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tokens", [1, 2])
+def test_what_is_computed_again_changes_no_bit(tokens: int, dtype: torch.dtype) -> None:
+    expected = step(True, dtype, tokens, 0.3, "none")
+    for checkpointing in ("lean", "full"):
+        eps_hat, gradients = step(True, dtype, tokens, 0.3, checkpointing)
+        assert torch.equal(eps_hat, expected[0])
+        assert all(torch.equal(gradient, expected[1][name]) for name, gradient in gradients.items()
+                   if gradient is not None)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.05), (torch.float16, 0.01)])
 def test_in_half_precision_it_rounds_no_worse_than_torchs_autocast(dtype: torch.dtype,
                                                                    tolerance: float) -> None:
     exact = step(True, torch.float32, 2, 0.3)
     fast, plain = (step(fast, dtype, 2, 0.3) for fast in (True, False))
     assert all(gradient.dtype == torch.float32 for gradient in fast[1].values())
-    assert away(fast, exact) < min(tolerance, 1.5 * away(plain, exact))
+    assert away(fast, exact) < min(tolerance, 1.2 * away(plain, exact))
 
 
 # ---- the commands

@@ -108,7 +108,7 @@ def test_forward_and_gradients_equal_pefts(rank: int, alpha: float) -> None:
 
 def test_dropout_is_where_peft_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     # Masks drawn as peft draws them.
-    monkeypatch.setattr(lora, "dropout_mask", lambda x, p, keys: F.dropout(torch.ones_like(x), p))
+    monkeypatch.setattr(lora, "stays", lambda x, p, keys: F.dropout(torch.ones_like(x), p) != 0)
     base = block()
     ours = adapted(base, dropout=0.4)
     lora.seed_dropout(ours, [0])  # so that no keys are drawn, which peft does not
@@ -121,34 +121,50 @@ def test_dropout_is_where_peft_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(ours.eval()(*inputs), without.eval()(*inputs))      # and only in training
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
-def test_dropout_drops_as_often_as_it_says(p: float, dtype: torch.dtype) -> None:
-    torch.manual_seed(0)
-    x = torch.full((3, 333, 101), 2.0, dtype=dtype, requires_grad=True)  # not a multiple of four
-    y = x * lora.dropout_mask(x, p, [0])
-    kept = y != 0
+def test_dropout_drops_as_often_as_it_says(p: float) -> None:
+    x = torch.empty(3, 333, 101)  # not a multiple of four
+    kept = lora.stays(x, p, [0])
+    assert kept.shape == x.shape and kept.dtype == torch.bool
     assert abs(kept.float().mean() - (1 - p)) < 5 * (p * (1 - p) / x.numel()) ** 0.5
     for i in range(4):  # four elements come of one draw
         assert abs(kept.flatten()[i::4].float().mean() - (1 - p)) < 5 * (4 * p * (1 - p) / x.numel()) ** 0.5
     together = (kept.flatten()[1:] & kept.flatten()[:-1]).float().mean()
     assert abs(together - (1 - p) ** 2) < 0.02
-    assert torch.equal(y[kept], torch.full_like(y[kept], 2 / (1 - p)))
-    y.sum().backward()
-    assert torch.equal(x.grad, y.detach() / 2)
-    assert torch.equal(x * lora.dropout_mask(x, p, [0]), y)
-    assert not torch.equal(lora.dropout_mask(x, p, [1]) != 0, kept)
+    assert torch.equal(lora.stays(x, p, [0]), kept)
+    assert not torch.equal(lora.stays(x, p, [1]), kept)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_dropout_scales_what_it_leaves(fast: bool, dtype: torch.dtype) -> None:
+    """y = B A (x kept / (1 - p)) and its gradients, against the formula in float64."""
+    layer = lora.LoRALinear(nn.Linear(6, 5, dtype=dtype).requires_grad_(False), 3, 3, 0.4, torch.Generator())
+    layer.fast, layer.keys = fast, [7]
+    nn.init.normal_(layer.lora_B.weight)
+    x = torch.randn(2, 9, 6).to(dtype).requires_grad_()
+    weights = [layer.lora_A.weight, layer.lora_B.weight]
+    W, b, A, B, again = (tensor.detach().double().requires_grad_()
+                         for tensor in (layer.weight, layer.bias, *weights, x))
+    expected = F.linear(again, W, b) + again * lora.stays(x, 0.4, [7]) / 0.6 @ A.T @ B.T
+    gradient = torch.randn(2, 9, 5).to(dtype)
+    tolerance = {"rtol": 0.05, "atol": 0.1} if dtype == torch.bfloat16 else {}
+    actual = layer(x)
+    torch.testing.assert_close(actual.double(), expected, **tolerance)
+    for ours, theirs in zip(torch.autograd.grad(actual, [*weights, x], gradient),
+                            torch.autograd.grad(expected, [A, B, again], gradient.double()), strict=True):
+        torch.testing.assert_close(ours.double(), theirs, **({"rtol": 1e-5, "atol": 1e-6} | tolerance))
 
 
 def test_dropout_by_key_is_each_rows_own() -> None:
     """In any batch, at any place in it; and of a model, other in each layer."""
     x = torch.ones(3, 50, 7)
-    whole = lora.dropout_mask(x, 0.5, [5, 6, 7])
-    assert torch.equal(whole, torch.cat([lora.dropout_mask(x[:1], 0.5, [key]) for key in (5, 6, 7)]))
-    assert torch.equal(whole[1:], lora.dropout_mask(x[1:], 0.5, [6, 7]))
+    whole = lora.stays(x, 0.5, [5, 6, 7])
+    assert torch.equal(whole, torch.cat([lora.stays(x[:1], 0.5, [key]) for key in (5, 6, 7)]))
+    assert torch.equal(whole[1:], lora.stays(x[1:], 0.5, [6, 7]))
     assert len(whole.flatten(1).unique(dim=0)) == 3
     with pytest.raises(ValueError):
-        lora.dropout_mask(x, 0.5, [5, 6])
+        lora.stays(x, 0.5, [5, 6])
     model = adapted(block(), dropout=0.5)
     lora.seed_dropout(model, [5, 6])
     keys = [layer.keys for _, layer in lora.adapters(model)]

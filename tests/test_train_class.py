@@ -23,6 +23,7 @@ from trees import spoil
 
 import adapter
 import learner
+import machine
 import pictures
 import run_folder
 import train_class
@@ -154,7 +155,7 @@ def test_previews_workers_and_checkpointing_change_nothing_that_is_learnt(place:
         return trained(place, "--max-steps", 4, "--restart", *arguments)
     plain = tensors()
     for flags in (("--preview-every", 1, "--preview-steps", 1), ("--workers", 2),
-                  ("--checkpointing", "full")):
+                  ("--checkpointing", "lean"), ("--checkpointing", "full")):
         other = tensors(*flags)
         assert all(torch.equal(plain[key], other[key]) for key in plain), flags
 
@@ -367,16 +368,24 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_saved(place:
 
 def test_checkpointing_follows_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     from machine import choose_checkpointing
-    gpu, cpu = torch.device("cuda"), torch.device("cpu")
-    for free, fast, expected in ((8, True, False), (2, True, True), (8, False, False), (4, False, True)):
+    gpu, sizes = torch.device("cuda"), ("fp16", 4, 512, 320)
+    for free, step, expected in ((8, "fast", "none"), (2.8, "fast", "lean"), (2, "fast", "full"),
+                                 (8, "plain", "none"), (4, "plain", "full"), (4, "control", "none")):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free * 2**30, 2**34))
-        sizes = (gpu, "fp16", 4, 512, 320, 10**6)
-        assert choose_checkpointing("auto", *sizes, fast=fast) is expected
-        assert choose_checkpointing("full", *sizes, fast=fast)
-        assert not choose_checkpointing("none", *sizes, fast=fast)
-    assert choose_checkpointing("auto", gpu, "fp16", 1, 64, 320, 361_279_120, fast=True)  # a whole ControlNet
-    assert not choose_checkpointing("auto", cpu, "fp32", 1, 64, 16, 0, fast=True)
-    assert choose_checkpointing("auto", cpu, "fp32", 4000, 512, 320, 0, fast=True)
+        assert choose_checkpointing("auto", step, gpu, *sizes, trained=10**6, packed=0) == expected
+        for level in ("none", "lean", "full"):
+            assert choose_checkpointing(level, step, gpu, *sizes, trained=10**6, packed=0) == level
+    whole = {"trained": 361_279_120, "packed": 0}  # a ControlNet
+    assert choose_checkpointing("auto", "control", gpu, *sizes, **whole) == "full"
+    monkeypatch.setattr(machine, "free_memory", lambda device: 8 * 2**30)
+    for batch, packed, expected in ((1, 10**9, "none"), (1, 8 * 10**9, "lean"), (4000, 0, "full")):
+        assert choose_checkpointing("auto", "fast", torch.device("cpu"), "fp32", batch, 512, 320, 0,
+                                    packed) == expected
+
+
+def test_lean_is_no_plain_way(place: Place) -> None:
+    outcome = train(place, "--no-fast", "--checkpointing", "lean")
+    assert outcome.failed_with("--checkpointing lean", "--no-fast")
 
 
 def test_a_batch_that_does_not_fit_is_halved_and_the_step_is_the_same(

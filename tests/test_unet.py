@@ -79,7 +79,7 @@ def test_equals_diffusers_in_half_precision() -> None:
     ours, theirs = (twin.bfloat16() for twin in twin_unets(SMALL))
     z_t, t, context = inputs_for(SMALL, 4)
     inputs = (z_t.bfloat16(), t, context.bfloat16())
-    assert relative_error(ours(*inputs), theirs(*inputs).sample) <= 1e-2
+    assert relative_error(ours(*inputs), theirs(*inputs).sample) <= 2e-2
 
 
 @pytest.mark.parametrize("width", [320, 24])
