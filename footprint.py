@@ -18,8 +18,8 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 import lora
-from adapter import ControlHeader
 from control import new_control
+from header import ControlHeader
 from machine import DTYPES, autocast
 from recipe import RunConfig
 from sd.controlnet import ControlNet

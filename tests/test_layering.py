@@ -71,7 +71,7 @@ ALLOWED = {
     "segmenter": "judge seeds",
     "downstream": "comparison evaluation_data features folders judge measures metrics networks seeds "
                   "segmenter",
-    "footprint": "adapter control lora machine recipe sd.controlnet sd.convolution sd.layers sd.unet sd.vae "
+    "footprint": "control header lora machine recipe sd.controlnet sd.convolution sd.layers sd.unet sd.vae "
                  "training",
     "plan": "batches data errors footprint machine recipe sd.parts sd.weights",
     "draws": "adapter batches lora recipe seeds",
