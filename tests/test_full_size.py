@@ -84,8 +84,8 @@ def test_training_and_sampling(base: Path, tmp_path: Path) -> None:
     training = run("train_class.py", "--data", tmp_path / "bottle", "--base", base, "--out", tmp_path / "run",
                    "--resolution", "64", "--batch-size", "1", "--max-steps", "2", "--preview-steps", "1",
                    "--no-validate")
-    sampling = run("sample.py", "--ckpt", tmp_path / "run", "--out", tmp_path / "drawn", "--steps", "2",
-                   "--per-class", "1", "--classes", "good")
+    sampling = run("sample.py", "--ckpt", tmp_path / "run", "--base", base, "--out", tmp_path / "drawn",
+                   "--steps", "2", "--per-class", "1", "--classes", "good")
     assert (tmp_path / "run" / "adapter.safetensors").stat().st_size < 16e6
     assert list((tmp_path / "run" / "previews").glob("*.png"))
     assert Image.open(tmp_path / "drawn" / "image" / "good" / "000.png").size == (64, 64)
@@ -101,7 +101,7 @@ def test_training_a_controlnet(base: Path, rank: int, gigabytes: float) -> None:
         flags = ("--data", data, "--batch-size", "1", "--preview-every", "0")
         run("train_class.py", *flags, "--base", base, "--resolution", "64", "--max-steps", "1",
             "--out", class_run)
-        peak = run("train_controlnet.py", *flags, "--class-ckpt", class_run, "--accumulate", "1",
-                   "--max-steps", "2", "--control-rank", str(rank), "--out", control_run)
+        peak = run("train_controlnet.py", *flags, "--class-ckpt", class_run, "--base", base,
+                   "--accumulate", "1", "--max-steps", "2", "--control-rank", str(rank), "--out", control_run)
         assert (control_run / "adapter.safetensors").stat().st_size < gigabytes * 1e9
     assert peak < 24
