@@ -72,7 +72,7 @@ def main() -> None:
             command("data.py", "demo", str(folder), "--per-class", str(per_class), "--seed", str(seed))
     script, sample = "train_class.py", SAMPLE
     if arguments.name in INPAINT:
-        script, sample = "train_inpaint.py", f"{SAMPLE} --images {photos}/image/good"
+        script, sample = "train_inpaint.py", f"{SAMPLE} --images {photos}/image/good --masks {data}"
     judge = load_or_train(500, arguments.work / "judge.safetensors")
     ceiling = judged(judge, *demo_images(10_000, 100))
     describe("fresh drawn images", ceiling)
