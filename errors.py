@@ -39,41 +39,55 @@ def message(error: BaseException) -> str | None:
     return None
 
 
+class _Signals:
+    """While the block runs, Ctrl-C and SIGTERM raise KeyboardInterrupt; a second one leaves at once."""
+
+    def __enter__(self) -> _Signals:
+        self.seen = False
+        self._usual = {number: signal.signal(number, self._interrupt)
+                       for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._usual.items():
+            signal.signal(number, handler)
+
+    def _interrupt(self, number: int, frame: object) -> None:
+        self.seen = True
+        for number in self._usual:
+            signal.signal(number, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+
 def run(main: Callable[[], None]) -> None:
     """Call `main`; end a user's mistake in one line on stderr with status 2, Ctrl-C or SIGTERM with 130.
 
-    What is open is then closed, and what is half written removed; a second signal leaves at once.
+    What is open is then closed, and what is half written removed.
     """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by whoever started this
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (for as long as the process lives)
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be text
         sys.stdout.reconfigure(errors="backslashreplace")
-    usual = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        main()
-        sys.stdout.flush()
-    except KeyboardInterrupt as interrupt:
-        print(str(interrupt) or "interrupted", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:  # the reader (head, less) went away: nothing is wrong here
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
-    except Exception as error:
-        line = message(error)
-        if line is None:
-            raise
-        print("error: " + printable(line), file=sys.stderr)
-        sys.exit(2)
-    finally:
-        for number, handler in usual.items():
-            signal.signal(number, handler)
-
-
-def _interrupt(number: int, frame: object) -> None:
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.SIG_DFL)
-    raise KeyboardInterrupt
+    with _Signals() as signals:
+        try:
+            main()
+            sys.stdout.flush()
+        except KeyboardInterrupt as interrupt:
+            print(str(interrupt) or "interrupted", file=sys.stderr)
+            sys.exit(130)
+        except BrokenPipeError:  # the reader (head, less) went away: nothing is wrong here
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(0)
+        except Exception as error:
+            if signals.seen:  # raised amid a library's own code, which made another error of it
+                print("interrupted", file=sys.stderr)
+                sys.exit(130)
+            line = message(error)
+            if line is None:
+                raise
+            print("error: " + printable(line), file=sys.stderr)
+            sys.exit(2)
 
 
 def printable(text: str) -> str:

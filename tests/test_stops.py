@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import data
+import evaluate
 import files
 import learner
+import lora
 import run_folder
 import sample
 import train_class
@@ -122,6 +125,17 @@ def test_a_signal_ends_every_command_cleanly(number: int, place: Place, nursery:
         shutil.rmtree("out", ignore_errors=True)
 
 
+def test_an_interrupt_that_a_library_takes_for_an_error() -> None:
+    """As safetensors may, where it calls Python amid its own code."""
+    def swallowed() -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise ValueError("could not determine the shape of object") from None
+
+    assert command(swallowed) == Outcome(130, "", "interrupted\n")
+
+
 def test_files_have_the_permissions_of_others(place: Place) -> None:
     """safetensors' own are for their owner alone."""
     before = os.umask(0o027)
@@ -186,19 +200,41 @@ def test_data_that_vanish(kept: bool, place: Place, monkeypatch: pytest.MonkeyPa
     assert Path("run/adapter.safetensors").read_bytes() == before
 
 
-def test_a_folder_that_cannot_be_written(place: Place, tmp_path: Path) -> None:
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own."""
     disk = tmp_path / "disk"
     disk.mkdir()
     if not shutil.which("mount") or subprocess.run(["mount", "-t", "tmpfs", "none", disk],
                                                    capture_output=True).returncode:
         pytest.skip("only root can mount a disk")
-    try:
-        assert train(place, "--epochs", 1, "--out", disk / "run").status == 0
-        before = (disk / "run/adapter.safetensors").read_bytes()
-        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
-        for out in (disk / "run", disk / "new"):
-            assert train(place, "--epochs", 2, "--out", out).failed_with(str(disk), "Read-only file system")
-        assert command(sample.main, "--ckpt", disk / "run", "--out", disk / "drawn").failed_with("Read-only")
-        assert (disk / "run/adapter.safetensors").read_bytes() == before
-    finally:
-        subprocess.run(["umount", disk], check=True)
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_a_folder_that_cannot_be_written(place: Place, disk: Path) -> None:
+    assert train(place, "--epochs", 1, "--out", disk / "run").status == 0
+    before = (disk / "run/adapter.safetensors").read_bytes()
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    for out in (disk / "run", disk / "new"):
+        assert train(place, "--epochs", 2, "--out", out).failed_with(str(disk), "Read-only file system")
+    assert command(sample.main, "--ckpt", disk / "run", "--out", disk / "drawn").failed_with("Read-only")
+    assert (disk / "run/adapter.safetensors").read_bytes() == before
+
+
+def test_every_command_on_a_full_disk(place: Place, disk: Path) -> None:
+    """One line that names the file; what is there is whole."""
+    assert train(place, "--max-steps", 1).status == 0
+    subprocess.run(["mount", "-o", "remount,size=40k", disk], check=True)
+    networks = ["--features", "tiny", "--judge", "tiny", "--judge-epochs", 1, "--folds", 2, "--bootstrap", 10]
+    for main, *arguments in (
+            (data.main, "demo", disk / "out", "--per-class", 9), (lora.main, "convert", "run", disk / "out",
+                                                                  "--to", "kohya"),
+            (sample.main, "--ckpt", "run", "--steps", 1, "--out", disk / "out"),
+            (evaluate.main, "--real", place.data, "--fake", place.data, *networks, "--out", disk / "out")):
+        outcome = command(main, *arguments)
+        assert outcome.failed_with(f"{disk}/out/", "No space left"), outcome
+        for file in disk.rglob("*.png"):
+            Image.open(file).load()
+        assert not list(disk.rglob(".*"))
+        shutil.rmtree(disk / "out", ignore_errors=True)
