@@ -77,13 +77,19 @@ class Place(NamedTuple):
     data: Path
 
 
+@contextlib.contextmanager
+def all_chosen(factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests run in folders beside a base, not above it, so all of pytest's folder counts as chosen."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(named, "CHOSEN", (*named.CHOSEN, factory.getbasetemp()))
+        yield
+
+
 @pytest.fixture(scope="session")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    """Tests run in folders beside it, not above it, so all of pytest's folder counts as chosen."""
     root = tmp_path_factory.mktemp("place")
     write_demo(root / "bottle", 3, 0, size=64)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(named, "CHOSEN", (*named.CHOSEN, tmp_path_factory.getbasetemp()))
+    with all_chosen(tmp_path_factory):
         yield Place(write_base(root / "base"), root / "bottle")
 
 

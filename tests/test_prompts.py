@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from bases import Outcome, Place, command, write_base, write_text
+from bases import Outcome, Place, all_chosen, command, write_base, write_text
 from pipelines import DRAWING, our_generator, picture_of_card, pipeline, their_picture
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
@@ -27,10 +28,11 @@ DAMAGES = ["broken_large", "broken_small", "contamination", "good"]
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     root = tmp_path_factory.mktemp("place")
     write_demo(root / "bottle", 2, 0, size=64)
-    return Place(write_text(write_base(root / "base")), root / "bottle")
+    with all_chosen(tmp_path_factory):
+        yield Place(write_text(write_base(root / "base")), root / "bottle")
 
 
 @pytest.fixture(autouse=True)
