@@ -23,9 +23,9 @@ from formats import (
     PEFT_METADATA,
     Layer,
     LoRAFile,
-    kohya_names,
 )
 from sd.text import placeholder
+from spellings import kohya_names
 
 
 def write_lora(file: LoRAFile, out: Path, layout: str) -> list[Path]:

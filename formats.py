@@ -12,7 +12,6 @@ sure place for it (a reader that knows no metadata takes alpha = rank), so there
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import re
@@ -20,32 +19,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from config import fits
 from errors import UserError
 from files import read_own, read_tensors, verified
 from header import read_header
-from sd.unet import UNet, UNetConfig
+from spellings import layout_of, other_kind, read_name
 
 LAYOUTS = ("checkpoint", "diffusers", "peft", "kohya")
 CHECKPOINT, DIFFUSERS = "adapter.safetensors", "pytorch_lora_weights.safetensors"
 PEFT, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 DAMAGE_TYPES = "damage_types.safetensors"  # beside an exported LoRA: all else that the checkpoint held
 PEFT_METADATA = "lora_adapter_metadata"  # peft's settings in the header of a diffusers file
-
-# Tensors of other adapter kinds, by what is found in their names.
-OTHER_KINDS = {"lora_magnitude_vector": "DoRA", "dora_scale": "DoRA", "hada_": "LoHa", "lokr_": "LoKr",
-               "oft_": "OFT", "lora_mid": "LoCon in Tucker's form", "ia3_": "IA3",
-               r"\.diff(_b)?$": "full-weight"}
-SPELLINGS = {
-    "diffusers": r"(?P<module>(unet|text_encoder)\..+)\.(?P<part>lora_A|lora_B|lora\w*\.(down|up))\.weight",
-    "peft": r"base_model\.model\.(?P<module>.+)\.(?P<part>lora_A|lora_B)\.weight",
-    "kohya": r"(?P<module>lora_\w+)\.(?P<part>lora_down\.weight|lora_up\.weight|alpha)",
-}
-
-
 NAMED = r"(.*\.)?({})"  # peft's way to name modules by the last parts of their names
 
 
@@ -98,25 +84,22 @@ def read_lora(path: Path) -> LoRAFile:
     file = find_lora(path)
     tensors, metadata = read_tensors(file)
     for name in tensors:
-        for part, kind in OTHER_KINDS.items():
-            if re.search(part, name):
-                raise UserError(f"{file}: a {kind} adapter (it holds {name}); only plain LoRA is supported")
+        if kind := other_kind(name):
+            raise UserError(f"{file}: a {kind} adapter (it holds {name}); only plain LoRA is supported")
     if "adapter" in metadata:
         return _read_checkpoint(file, tensors, metadata)
-    layout = next((layout for layout, spelling in SPELLINGS.items()
-                   if any(re.fullmatch(spelling, _modern(name)) for name in tensors)), None)
+    layout = layout_of(tensors)
     if layout is None:
         shown = next(iter(tensors), "nothing")
         raise UserError(f"{file}: no LoRA for Stable Diffusion 1.5 in a known layout (it holds {shown})")
     modules: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        found = re.fullmatch(SPELLINGS[layout], _modern(name))
-        module = _module(layout, found["module"]) if found else None
-        if module is None:
+        found = read_name(layout, name)
+        if found is None:
             raise UserError(f"{file}: {name} is no tensor of a plain LoRA for Stable Diffusion 1.5; is it "
                             "for another model?")
-        part = {"lora_A": "A", "lora_B": "B", "alpha": "alpha"}.get(found["part"])
-        modules.setdefault(module, {})[part or ("A" if "down" in found["part"] else "B")] = tensor
+        module, part = found
+        modules.setdefault(module, {})[part] = tensor
     configs = _peft_configs(file, layout, metadata)
     layers = {module: _layer(file, module, parts, configs) for module, parts in sorted(modules.items())}
     metadata = {key: value for key, value in metadata.items() if key not in ("format", PEFT_METADATA)}
@@ -151,9 +134,9 @@ def _read_checkpoint(file: Path, tensors: dict[str, Tensor], metadata: dict[str,
     modules: dict[str, dict[str, Tensor]] = {}
     rest = {}
     for name, tensor in tensors.items():
-        found = re.fullmatch(SPELLINGS["diffusers"], name)
-        if found:
-            modules.setdefault(found["module"], {})[found["part"].removeprefix("lora_")] = tensor
+        if found := read_name("diffusers", name):
+            module, part = found
+            modules.setdefault(module, {})[part] = tensor
         else:
             rest[name] = tensor
     if not modules:
@@ -171,40 +154,6 @@ def _json(file: Path, text: str | bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:  # which brackets in brackets cause
         raise UserError(f"{file}: its settings cannot be read ({error}); copy it again") from error
     return value
-
-
-def _modern(name: str) -> str:
-    """diffusers' oldest spelling, attn1.processor.to_q_lora.down.weight, as attn1.to_q.lora.down.weight; and
-    with the text_model that a text encoder's names lost in transformers 5.
-    """
-    name = re.sub(r"\.processor\.(to_\w+)_lora\.", r".\1.lora.", name)
-    name = re.sub(r"^text_encoder\.encoder\.", "text_encoder.text_model.encoder.", name)
-    return name.replace(".to_out.lora.", ".to_out.0.lora.")
-
-
-def _module(layout: str, name: str) -> str | None:
-    """unet.<module> or text_encoder.<module>; None for what Stable Diffusion 1.5 has not."""
-    if layout == "kohya":
-        return kohya_names().get(name)
-    name = f"unet.{name}" if layout == "peft" else name
-    return name if name in kohya_names().values() else None
-
-
-@functools.cache
-def kohya_names() -> dict[str, str]:
-    """kohya's name -> ours, of every layer of SD 1.5. Its "_" stands for "." or itself: only a list tells.
-
-    The layers of the embedded base are among them.
-    """
-    with torch.device("meta"):
-        unet = UNet(UNetConfig())
-    inside = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj",
-              "mlp.fc1", "mlp.fc2")
-    text = [f"text_model.encoder.layers.{i}.{name}" for i in range(12) for name in inside]
-    names = {f"lora_unet_{name.replace('.', '_')}": f"unet.{name}" for name, module in unet.named_modules()
-             if isinstance(module, nn.Linear | nn.Conv2d)}
-    return names | {f"{prefix}_{name.replace('.', '_')}": f"text_encoder.{name}" for name in text
-                    for prefix in ("lora_te1", "lora_te")}
 
 
 def _peft_configs(file: Path, layout: str, metadata: dict[str, str]) -> dict[str, dict[str, Any]]:
@@ -256,7 +205,7 @@ def _layer(file: Path, module: str, parts: dict[str, Tensor], configs: dict[str,
         alpha = _alpha(name, parts.get("alpha"), configs.get(component), len(A))
         if not math.isfinite(alpha):
             raise ValueError(f"it is {alpha}")
-    except (AttributeError, TypeError, ValueError, RuntimeError, OverflowError, re.error) as error:
+    except (RuntimeError, ValueError) as error:  # of several numbers, or none
         raise UserError(f"{file}: the alpha of {module} cannot be read ({error}); copy it again") from error
     return Layer(A, B, alpha or float(len(A)))  # kohya: no alpha, or 0, means the rank
 

@@ -24,8 +24,9 @@ import lora
 import sample
 import train_class
 from files import sha256
-from formats import kohya_names, read_lora
+from formats import read_lora
 from sd.weights import load_unet
+from spellings import kohya_names
 
 __all__ = ["place"]
 LAYOUTS = ["diffusers", "peft", "kohya"]
