@@ -44,7 +44,9 @@ class Convert:
                                group="card")
     numbers: str | None = flag(None, "evaluate.py's metrics.json, for the card", group="card")
     data_licence: str | None = flag(None, "licence of the training images, for the card", group="card")
-    push_to_hub: str | None = flag(None, "OWNER/NAME of a model on the hub to upload OUT to", group="hub")
+    push_to_hub: str | None = flag(None, "OWNER/NAME of a model on the hub to upload OUT to; its "
+                                   "damage_types.safetensors holds the run's whole command line, names of "
+                                   "folders included", group="hub")
     public: bool = flag(False, "let everyone see it, if --push-to-hub makes it", group="hub")
 
 

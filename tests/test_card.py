@@ -44,6 +44,7 @@ def test_what_stands_in_it(run: Path) -> None:
     _, head, text = Path("bottle/README.md").read_text().split("---\n", 2)
     assert yaml.safe_load(head)["tags"][0] == "lora" and yaml.safe_load(head)["library_name"] == "diffusers"
     for part in ("# bottle", "- contamination", "![samples", "| LoRA rank | 4 |", "licence: CC BY-NC-SA 4.0",
+                 "with 95 % intervals",
                  "|  | generated | held-out real |", "| dca | 0.5 [0.25, 0.75] | 1 |",
                  "| FID-torchvision | 12.5 | - |", "| n | 8 | - |"):
         assert part in text
