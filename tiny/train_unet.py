@@ -188,6 +188,8 @@ def main() -> None:
     pool_flags(parser)
     parser.add_argument("--start", type=Path, help="begin with the weights of this base")
     parser.add_argument("--start-step", type=int, default=0, help="the step that those were trained for")
+    parser.add_argument("--frozen-text", action="store_true",
+                        help="leave the text encoder as it is: the inpainting UNet reads it too")
     args = parser.parse_args()
 
     torch.manual_seed(0)
@@ -197,6 +199,7 @@ def main() -> None:
     quiet_start(model.unet)
     if args.start:
         model.read(args.start)
+    model.words.requires_grad_(not args.frozen_text)
     run, diffusion = Run(args, "unet", model, 0.9995, args.start_step), Diffusion()
 
     pool, test = Pool(vae, model.words, args.precision), Pool(vae, model.words)
