@@ -18,7 +18,6 @@ from latents import posterior, with_latents
 from learner import Learner, plain_autocast, settle
 from machine import DTYPES
 from pictures import grid, tensor_to_image
-from plan import print_plan
 from processes import together
 from prompts import DamageContext
 from recipe import TrainConfig
@@ -85,6 +84,7 @@ def main() -> None:
     """The command: data, models, then the training loop."""
     config = parse(Config, __doc__, EXAMPLE)
     if config.plan:
+        from plan import print_plan  # slow to import
         return print_plan(config, tokens=config.context_length)
     device, folder = settle(config, "class")
     dataset = load_dataset(config)

@@ -21,7 +21,6 @@ from learner import Learner, plain_autocast, settle
 from machine import DTYPES
 from masks import latent_mask
 from pictures import grid, outline, tensor_to_image
-from plan import print_plan
 from processes import together
 from prompts import DamageContext
 from recipe import TrainConfig
@@ -123,6 +122,7 @@ def main() -> None:
     """The command: data and masks, models, then the training loop."""
     config = parse(Config, __doc__, EXAMPLE)
     if config.plan:
+        from plan import print_plan  # slow to import
         return print_plan(config, tokens=config.context_length, in_channels=CHANNELS, encodings=2)
     device, folder = settle(config, "inpaint")
     dataset = load_holes(config)
