@@ -16,6 +16,7 @@ from adapter import WIDE, Header, find_adapter, load_adapter, read_adapter
 from control import Steered, load_control
 from errors import UserError
 from guidance import EVERYWHERE, Control, guided
+from machine import autocast
 from masks import latent_mask
 from prompts import DamageContext, make_context
 from sd.convolution import pack
@@ -95,8 +96,8 @@ def draw(unet: UNet | UNetInPicture, vae: VAE, context: DamageContext, wanted: l
     eps = guided(unet, context, class_id, drawing.guidance, control, drawing.guidance_interval)
     z = noised(drawing, z_0, noise("z_T")) if drawing.start else noise("z_T")
     *_, z = run_sampler(drawing, eps, z, lambda i: noise("step", i))
-    with torch.autocast(device.type, enabled=False):  # in fp32 and one by one: precise, and little memory
-        return torch.cat([vae.decode(z_0.float()) for z_0 in z.split(1)]).clamp(-1, 1)
+    with autocast(device, unet.dtype):  # one by one: little memory
+        return torch.cat([vae.decode(z_0.float()).float() for z_0 in z.split(1)]).clamp(-1, 1)
 
 
 @torch.no_grad()
@@ -149,11 +150,16 @@ class Generator:
         return paint(self.unet, self.vae, self.context, self._ids(wanted), image, hole, drawing, control)
 
 
-def _load_base(base: str, kind: str, *, widened: bool) -> UNet:
-    """The UNet that a checkpoint of `kind` was trained on, on the CPU and in fp32."""
+def _load_base(base: str, kind: str, dtype: torch.dtype, *, widened: bool) -> UNet:
+    """The UNet that a checkpoint of `kind` was trained on, on the CPU, in `dtype` but for what LoRA adapts.
+
+    That is in fp32, for there the LoRA is added and then cast once: small updates would vanish in half
+    weights.
+    """
+    how = {"device": "cpu", "dtype": dtype, "precise": lora.TARGETS}
     if kind == "inpaint":
-        return load_inpainting_unet(base, device="cpu", dtype=torch.float32, widened=widened)[0]
-    return load_unet(base, device="cpu", dtype=torch.float32)
+        return load_inpainting_unet(base, widened=widened, **how)[0]
+    return load_unet(base, **how)
 
 
 def load_generator(ckpt: Path, *, base: str | None, strength: float, device: torch.device,
@@ -169,7 +175,8 @@ def load_generator(ckpt: Path, *, base: str | None, strength: float, device: tor
     path = find_adapter(ckpt)
     tensors, header = read_adapter(path)
     try:
-        unet = _load_base(base or header.base, header.kind, widened=WIDE in tensors)
+        unet = _load_base(base or header.base, header.kind, torch.float32 if loras or header.control else
+                          dtype, widened=WIDE in tensors)
     except UserError as error:
         if base is not None:
             raise
@@ -190,7 +197,7 @@ def load_generator(ckpt: Path, *, base: str | None, strength: float, device: tor
                                  fast=fast).steered
     lora.set_strength(unet, strength)
     if fast:
-        lora.merge(unet)  # in fp32, then cast once: small updates would vanish in half weights
+        lora.merge(unet)
     for file, scale in loras:
         foreign.add(unet, "unet", file, scale)
     vae = load_vae(base or header.base, device=device, dtype=torch.float32)

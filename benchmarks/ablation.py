@@ -37,6 +37,8 @@ ABLATIONS: dict[str, dict[str, tuple[str, str]]] = {
     "images": {f"{n} images a class": (f"--max-samples-per-damage-type {n} --epochs {1600 // n} --lr-decay "
                                        f"{1000 // n}=0.5 {1400 // n}=0.1", "") for n in (5, 10, 20)},
     "guidance": {f"guidance {g}": ("", f"--guidance {g}") for g in (1, 2, 4)},
+    "latent_variants": {f"{k} variants" if k else "encoded at every step": (f"--latent-variants {k}", "")
+                        for k in (0, 1, 5, 25)},
     "defect_weight": {f"weight {w}": (f"--defect-weight {w}", "") for w in (0, 0.25, 0.5, 0.75)},
 }
 INPAINT = ("defect_weight",)  # by train_inpaint.py, painted into undamaged photos that were not trained on

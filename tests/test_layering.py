@@ -47,8 +47,8 @@ ALLOWED = {
     "guidance": "adapter prompts sd.controlnet sd.diffusion sd.inpainting sd.layers sd.unet",
     "control": "adapter errors files guidance lora prompts sd.controlnet sd.parts sd.unet sd.weights seeds",
     "prompts": "adapter errors foreign recipe sd.text sd.weights seeds",
-    "generation": "adapter control errors foreign guidance lora masks prompts sd.convolution sd.diffusion "
-                  "sd.inpainting sd.layers sd.unet sd.vae sd.weights seeds",
+    "generation": "adapter control errors foreign guidance lora machine masks prompts sd.convolution "
+                  "sd.diffusion sd.inpainting sd.layers sd.unet sd.vae sd.weights seeds",
     "steering": "adapter control errors files folders generation mask_bank paste pictures sample_folder",
     "painting": "adapter control decode errors folders generation mask_bank masks paste pictures "
                 "sample_folder",
@@ -79,7 +79,7 @@ ALLOWED = {
     "train_inpaint": "adapter batches config draws errors folders generation holes latents learner machine "
                      "masks pictures plan processes prompts recipe sd.diffusion sd.inpainting sd.unet sd.vae "
                      "sd.weights training validation",
-    "bench": "config demo errors files sd.inpainting sd.parts",
+    "bench": "config demo errors files machine plan",
     "train_controlnet": "adapter batches config control data draws errors generation guidance latents "
                         "learner machine pictures plan processes prompts recipe sd.controlnet sd.diffusion "
                         "sd.layers sd.unet sd.vae sd.weights training files validation",
