@@ -73,6 +73,9 @@ def load_batches(dataset: DefectDataset, keys: Iterable[list[tuple[int, int]]],
 
 def load_steps(dataset: DefectDataset, plan: Plan, steps: range, workers: int) -> Iterator[list[Batch]]:
     """The batches of each step."""
+    workers = dataset.prepare(workers)
     batches = load_batches(dataset, (batch for step in steps for batch in plan.batches(step)), workers)
     for step in steps:
+        if step == steps.start or step % plan.steps_per_epoch == 0:
+            dataset.begin(step // plan.steps_per_epoch)
         yield [next(batches) for _ in plan.batches(step)]

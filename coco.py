@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import ndimage
+import scipy
 
 
 class Annotated(NamedTuple):
@@ -27,8 +27,8 @@ def coco_dataset(pictures: Iterable[Annotated]) -> dict[str, Any]:
         if picture.mask is None or not picture.mask.any():
             continue
         category = categories.setdefault(picture.damage, len(categories) + 1)
-        regions, count = ndimage.label(picture.mask, structure=np.ones((3, 3)))
-        for number, (rows, columns) in enumerate(ndimage.find_objects(regions, count), 1):
+        regions, count = scipy.ndimage.label(picture.mask, structure=np.ones((3, 3)))
+        for number, (rows, columns) in enumerate(scipy.ndimage.find_objects(regions, count), 1):
             region = regions == number
             annotations.append({
                 "id": len(annotations) + 1, "image_id": len(images), "category_id": category, "iscrowd": 0,

@@ -121,10 +121,14 @@ class DefectDataset(torch.utils.data.Dataset):
             example["mask"] = torch.from_numpy((mask >> bits & 1).astype(np.float32))
         return example
 
-    def prepare(self, epochs: range, workers: int) -> None:
-        """Called once before examples of `epochs` are asked for: by this process, or by workers it forks."""
+    def prepare(self, workers: int) -> int:
+        """Called once before examples are asked for; how many workers are to be forked that ask for them."""
         if workers:
             self.preload()  # so that they share the decoded pictures
+        return workers
+
+    def begin(self, epoch: int) -> None:
+        """Called by all processes together before any asks for examples of `epoch` itself."""
 
     def preload(self) -> None:
         """Decode into memory as much as fits. Raises UserError for the first file that cannot be decoded."""

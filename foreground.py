@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 from PIL import Image
-from scipy import ndimage
 
 SIDE = 256  # photos are looked at this small
 # How far damage may wander, in radii of the object; on a round one it belongs to a distance from the centre.
@@ -51,7 +51,7 @@ def find_object(photo: np.ndarray, damage: np.ndarray | None = None) -> Object:
     if not 0.02 < region.mean() < 0.95:
         return _whole(height, width, TEXTURE)
     centre = np.array([x.mean(), y.mean()]) + 0.5
-    rim = np.argwhere(region & ~ndimage.binary_erosion(region, border_value=0))[:, ::-1] + 0.5
+    rim = np.argwhere(region & ~scipy.ndimage.binary_erosion(region, border_value=0))[:, ::-1] + 0.5
     distance = np.hypot(*(rim - centre).T)
     radius = float(np.median(distance))
     # A quarter of the rim may be out of round: something broken off, or dirt that hangs over it.
@@ -88,9 +88,9 @@ def _unlike_the_border(small: np.ndarray) -> np.ndarray:
     distance = np.abs(small - background).max(axis=2)
     # The border may be uneven or the object may touch it here and there.
     region = distance > 10 + 2 * np.percentile(distance[frame], 75)
-    region = ndimage.binary_fill_holes(ndimage.binary_closing(region, iterations=2))
-    labels, count = ndimage.label(ndimage.binary_opening(region, iterations=2))
+    region = scipy.ndimage.binary_fill_holes(scipy.ndimage.binary_closing(region, iterations=2))
+    labels, count = scipy.ndimage.label(scipy.ndimage.binary_opening(region, iterations=2))
     if count == 0 or region[frame].mean() > 0.5:
         return np.ones_like(region)
-    largest = 1 + int(np.argmax(ndimage.sum_labels(region, labels, range(1, count + 1))))
+    largest = 1 + int(np.argmax(scipy.ndimage.sum_labels(region, labels, range(1, count + 1))))
     return labels == largest

@@ -17,6 +17,7 @@ from control import Steered, load_control
 from errors import UserError
 from guidance import EVERYWHERE, Control, guided
 from header import Header
+from machine import autocast
 from masks import latent_mask
 from named import followed
 from prompts import DamageContext, make_context
@@ -97,8 +98,20 @@ def draw(unet: UNet | UNetInPicture, vae: VAE, context: DamageContext, wanted: l
     eps = guided(unet, context, class_id, drawing.guidance, control, drawing.guidance_interval)
     z = noised(drawing, z_0, noise("z_T")) if drawing.start else noise("z_T")
     *_, z = run_sampler(drawing, eps, z, lambda i: noise("step", i))
-    with torch.autocast(device.type, enabled=False):  # in fp32 and one by one: precise, and little memory
-        return torch.cat([vae.decode(z_0.float()) for z_0 in z.split(1)]).clamp(-1, 1)
+    return _decoded(vae, z, unet.dtype)
+
+
+def _decoded(vae: VAE, z_0: Tensor, dtype: torch.dtype) -> Tensor:
+    """Latents (B, 4, R/8, R/8) -> pictures (B, 3, R, R) in [-1, 1]: one by one, for little memory."""
+    def decode(one: Tensor, dtype: torch.dtype) -> Tensor:
+        with autocast(one.device, dtype):
+            return vae.decode(one.float()).float()
+
+    pictures = []
+    for one in z_0.split(1):
+        picture = decode(one, dtype)  # in fp16 some VAEs overflow now and then
+        pictures.append(picture if picture.isfinite().all() else decode(one, torch.float32))
+    return torch.cat(pictures).clamp(-1, 1)
 
 
 @torch.no_grad()
@@ -154,8 +167,8 @@ class Generator:
     def rendered(self, image: Tensor) -> Tensor:
         """Pictures (B, 3, R, R) in [-1, 1] through the VAE and back: what painting nothing would give."""
         device = self.vae.quant_conv.weight.device
-        return torch.cat([self.vae.decode(self.vae.posterior(one.to(device))[0])
-                          for one in image.split(1)]).clamp(-1, 1)
+        z_0 = torch.cat([self.vae.posterior(one.to(device))[0] for one in image.split(1)])
+        return _decoded(self.vae, z_0, self.unet.dtype)
 
 
 def base_of(path: Path, header: Header) -> str:
@@ -163,14 +176,19 @@ def base_of(path: Path, header: Header) -> str:
     return followed(header.base, path, f"if you trust it, add --base {header.base}")
 
 
-def _load_base(path: Path, header: Header, given: str | None, *, widened: bool) -> tuple[str, UNet]:
-    """The base of the checkpoint `path`, and its UNet on the CPU and in fp32."""
-    base, where = given or base_of(path, header), {"device": "cpu", "dtype": torch.float32}
+def _load_base(path: Path, header: Header, given: str | None, dtype: torch.dtype, *,
+               widened: bool) -> tuple[str, UNet]:
+    """The base of the checkpoint `path`, and its UNet on the CPU, in `dtype` but for what LoRA adapts.
+
+    That is in fp32, for there the LoRA is added and then cast once: small updates would vanish in half
+    weights.
+    """
+    base, how = given or base_of(path, header), {"device": "cpu", "dtype": dtype, "precise": lora.TARGETS}
     try:
         if header.kind == "inpaint":
-            unet, _ = load_inpainting_unet(base, widened=widened, **where)
+            unet, _ = load_inpainting_unet(base, widened=widened, **how)
         else:
-            unet = load_unet(base, **where)
+            unet = load_unet(base, **how)
     except UserError as error:
         if given is not None:
             raise
@@ -194,7 +212,9 @@ def load_generator(ckpt: Path, *, base: str | None, strength: float, device: tor
     """
     path = find_adapter(ckpt)
     tensors, header = read_adapter(path)
-    base, unet = _load_base(path, header, base, widened=WIDE in tensors)
+    # Others' LoRAs may reach any layer, and a ControlNet begins with a copy of the UNet's encoder.
+    exact = torch.float32 if loras or header.control else dtype
+    base, unet = _load_base(path, header, base, exact, widened=WIDE in tensors)
     context = make_context(header, base, unet.config.cross_attention_dim, device, loras=loras)
     load_adapter(path, header, tensors, unet, context)
     steered = None
@@ -207,7 +227,7 @@ def load_generator(ckpt: Path, *, base: str | None, strength: float, device: tor
                                  fast=fast).steered
     lora.set_strength(unet, strength)
     if fast:
-        lora.merge(unet)  # in fp32, then cast once: small updates would vanish in half weights
+        lora.merge(unet)
     for file, scale in loras:
         foreign.add(unet, "unet", file, scale)
     vae = load_vae(base, device=device, dtype=torch.float32)

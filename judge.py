@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, nn
 from tqdm import tqdm, trange
 
@@ -30,6 +29,8 @@ PEAK = 4e-3  # of the learning rate
 
 def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
     """Blur (B, 3, H, W) with a Gaussian of `sigma` pixels."""
+    import torchvision.transforms.functional  # slow to import
+
     return torchvision.transforms.functional.gaussian_blur(image, 2 * math.ceil(2.5 * sigma) + 1, sigma)
 
 

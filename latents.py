@@ -1,10 +1,11 @@
 """What the VAE makes of the images: encoded once and kept on disk, or encoded anew at every step.
 
 The VAE costs two thirds of a LoRA step and learns nothing. With `--latent-variants K` epoch e trains on the
-augmentation of epoch e mod K, so each of these K variants of an image is encoded once. Kept are the mean and
-deviation of the VAE's posterior, so a latent is still drawn anew at every step. With K at least the number of
-epochs (or without augmentation) this is what encoding at every step computes; with fewer the pictures are
-seen again, in other noise. 0 encodes at every step.
+augmentation of epoch e mod K, so each of these K variants of an image is encoded once, when an epoch first
+needs it: training begins at once. Kept are the mean and deviation of the VAE's posterior, so a latent is
+still drawn anew at every step. With K at least the number of epochs (or without augmentation) this is what
+encoding at every step computes; with fewer the pictures are seen again, in other noise. 0 encodes at every
+step.
 """
 
 from __future__ import annotations
@@ -54,6 +55,9 @@ class LatentDataset(torch.utils.data.Dataset):
     def __init__(self, dataset: DefectDataset, vae: VAE, encode: Encode, files: list[Path]) -> None:
         self.items, self.classes = dataset.items, dataset.classes
         self.dataset, self.vae, self.encode, self.files = dataset, vae, encode, files
+        self.device, self.workers = vae.quant_conv.weight.device, 0
+        self._there: set[int] = set()  # variants that are on disk, and whole
+        self._said = False
         self._open: dict[Path, Any] = {}
 
     def __len__(self) -> int:
@@ -69,32 +73,43 @@ class LatentDataset(torch.utils.data.Dataset):
         encoded = {name: tensors.get_slice(name)[index] for name in tensors.keys()}  # noqa: SIM118 (no dict)
         return {"class_id": self.items[index].class_id, **encoded}
 
-    def prepare(self, epochs: range, workers: int) -> None:
-        """Encode the variants of `epochs` that are not on disk; then the VAE leaves the GPU."""
-        variants = sorted({epoch % len(self.files) for epoch in epochs})
-        missing = [variant for variant in variants[processes.rank()::processes.count()]
-                   if not _whole(self.files[variant])]
-        if missing:
-            print(f"{self.files[0].parent}: encoding {len(missing)} variants of {len(self)} images, once "
-                  "(--latent-variants)", file=sys.stderr)
-            self.dataset.prepare(range(0), workers)
-            self._encode(missing, workers)
-        processes.wait()
+    def prepare(self, workers: int) -> int:
+        """Until there is something to encode the VAE leaves the GPU. What is encoded is read in no time."""
+        self.workers = workers
         self.vae.to("cpu")
+        return 0
 
-    def _encode(self, variants: list[int], workers: int) -> None:
-        """Write one file a variant, whole or not at all: a stop costs no more than the variant under way."""
+    def begin(self, epoch: int) -> None:
+        """Encode the variant of `epoch`, if it is not on disk. Of several processes each encodes another,
+        for the epochs to come."""
+        variants = [(epoch + i) % len(self.files) for i in range(processes.count())]
+        if variants[0] in self._there:
+            return
+        own = variants[processes.rank()]
+        # With more processes than variants two have the same, of which the first one's is enough.
+        if variants.index(own) == processes.rank() and not _whole(self.files[own]):
+            self._encode(own)
+        processes.wait()
+        self._there.update(variants)
+
+    def _encode(self, variant: int) -> None:
+        """Write the file of a variant, whole or not at all."""
+        if not self._said:
+            print(f"{self.files[0].parent}: encoding {len(self)} images, once in each of {len(self.files)} "
+                  "variants, when an epoch first needs it (--latent-variants)", file=sys.stderr)
+            self._said = True
+        self.dataset.prepare(self.workers)
         parts = [range(i, min(i + AT_ONCE, len(self))) for i in range(0, len(self), AT_ONCE)]
-        keys = [[(variant, index) for index in part] for variant in variants for part in parts]
-        batches = load_batches(self.dataset, keys, workers)
-        with tqdm(total=len(variants) * len(self), unit="image", disable=None) as bar:
-            for variant in variants:
-                encoded = []
-                for part in parts:
-                    encoded.append({k: tensor.cpu() for k, tensor in self.encode(next(batches)).items()})
-                    bar.update(len(part))
-                save_tensors(self.files[variant], {k: torch.cat([part[k] for part in encoded])
-                                                   for k in encoded[0]}, "latents", {"variant": variant})
+        keys = [[(variant, index) for index in part] for part in parts]
+        batches, encoded = load_batches(self.dataset, keys, self.workers), []
+        self.vae.to(self.device)
+        with tqdm(total=len(self), unit="image", desc="encoding", leave=False, disable=None) as bar:
+            for part in parts:
+                encoded.append({k: tensor.cpu() for k, tensor in self.encode(next(batches)).items()})
+                bar.update(len(part))
+        self.vae.to("cpu")
+        save_tensors(self.files[variant], {k: torch.cat([part[k] for part in encoded]) for k in encoded[0]},
+                     "latents", {"variant": variant})
 
 
 def _whole(file: Path) -> bool:

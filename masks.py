@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import scipy  # whose parts are loaded when they are first used
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
-from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 CELL = 8  # side of a latent cell in pixels
@@ -35,7 +35,7 @@ def grow(mask: np.ndarray, reach: float | np.ndarray) -> np.ndarray:
     """`mask` and all within `reach` pixels of it, one number or one for each pixel (H,W)."""
     if not mask.any():
         return mask
-    return (distance_transform_edt(mask == 0) <= reach).astype(np.uint8)
+    return (scipy.ndimage.distance_transform_edt(mask == 0) <= reach).astype(np.uint8)
 
 
 def uneven(rng: np.random.Generator, side: int, low: float, high: float) -> np.ndarray:

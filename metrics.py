@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
+import scipy  # whose parts are loaded when they are first used
 
 Array = np.ndarray
 BLOCK = 1024  # rows at once where every x meets every y: memory grows with n, not with its square
@@ -155,7 +155,7 @@ def spread(x: Array) -> float:
 
 def wilson(correct: int, total: int) -> tuple[float, float]:
     """The 95 % Wilson interval of a share."""
-    interval = binomtest(correct, total).proportion_ci(method="wilson")
+    interval = scipy.stats.binomtest(correct, total).proportion_ci(method="wilson")
     return float(interval.low), float(interval.high)
 
 

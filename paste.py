@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 from PIL import Image
-from scipy.ndimage import distance_transform_edt
 
 from augmentation import IDENTITY, close_box, prepare, shrink_factor, square_box, warp
 from errors import UserError
@@ -68,7 +68,7 @@ def paste(photo: np.ndarray, view: View, painted: np.ndarray, *, seam: bool = Tr
     place = np.s_[top:top + side, left:left + side]
     picture = np.asarray(Image.fromarray(painted).resize((side, side), Image.Resampling.BICUBIC), np.float32)
     there = photo[place].astype(np.float32)
-    away = distance_transform_edt(view.mask[place] == 0) / max(1.0, MARGIN * side)  # in margins
+    away = scipy.ndimage.distance_transform_edt(view.mask[place] == 0) / max(1.0, MARGIN * side)  # in margins
     if match_colour:
         picture = _matched(picture, there, (away > 1) & (away < 4))
     share = np.clip(1 - away, 0, 1)[..., None] if seam else 1.0

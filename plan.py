@@ -58,8 +58,8 @@ def print_plan(config: RunConfig, *, tokens: int, in_channels: int = 4, encoding
     """
     card = _this_machine(config) if config.plan == HERE else _named(config.plan)
     config = dataclasses.replace(config, precision=card.precision)
-    step = Step(dataclasses.replace(_shapes(config.base, UNET), in_channels=in_channels),
-                _shapes(config.base, AUTOENCODER), tokens, control_rank)
+    step = Step(dataclasses.replace(shapes(config.base, UNET), in_channels=in_channels),
+                shapes(config.base, AUTOENCODER), tokens, control_rank)
     counted, level = _fitting(config, step, card)
     peak, moment = counted.peak / 2**30 + ASSUMED, counted.peak - counted.weights - counted.kept
     steps, seconds = _seconds(config, counted, card.rate, encodings)
@@ -126,7 +126,7 @@ def _seconds(config: RunConfig, counted: Footprint, rate: float,
     return steps, {what: each / rate / 1e12 for what, each in flops.items()}
 
 
-def _shapes(base: str, part: Part) -> Any:
+def shapes(base: str, part: Part) -> Any:
     """The config of one part of a local base; of any other, which is not fetched for this, SD 1.5's."""
     file = (TINY if base == "tiny" else Path(base)) / part.folder / "config.json"
     return read_config(part, file) if file.is_file() else part.config
@@ -144,12 +144,12 @@ def _this_machine(config: RunConfig) -> Card:
     device = choose_device(config.device)
     precision = choose_precision(config.precision, device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    rate = _matmul_rate(device, DTYPES[precision]) / 2
+    rate = matmul_rate(device, DTYPES[precision]) / 2
     why = "half of what a matrix product reaches here now, as public runs do on a T4"
     return Card(name, free_memory(device) / 2**30, precision, rate, why, cpu=device.type == "cpu")
 
 
-def _matmul_rate(device: torch.device, dtype: torch.dtype, side: int = 2048) -> float:
+def matmul_rate(device: torch.device, dtype: torch.dtype, side: int = 2048) -> float:
     """TFLOP/s of the best of a few products of square matrices."""
     a = torch.randn(side, side, device=device).to(dtype)
     best = float("inf")

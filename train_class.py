@@ -19,7 +19,6 @@ from learner import Learner, plain_autocast, settle
 from machine import DTYPES
 from named import asked
 from pictures import grid, tensor_to_image
-from plan import print_plan
 from previews import Preview
 from processes import together
 from prompts import DamageContext
@@ -87,6 +86,7 @@ def main() -> None:
     """The command: data, models, then the training loop."""
     config = parse(Config, __doc__, EXAMPLE)
     if config.plan:
+        from plan import print_plan  # slow to import
         return print_plan(config, tokens=config.context_length)
     device, folder = settle(config, "class")
     dataset = load_dataset(config)

@@ -27,7 +27,6 @@ from learner import plain_autocast, settle, settle_checkpointing
 from machine import DTYPES, autocast
 from named import asked
 from pictures import grid, outline, tensor_to_image
-from plan import print_plan
 from previews import Preview
 from processes import together
 from prompts import DamageContext
@@ -175,6 +174,7 @@ def main() -> None:
     class_tensors, header = read_adapter(path)
     take_over(config, path, header)
     if config.plan:
+        from plan import print_plan  # slow to import
         tokens = 77 if header.prompts else header.tokens_per_class
         return print_plan(config, tokens=tokens, control_rank=config.control_rank)
     device, folder = settle(config, "control")

@@ -22,7 +22,6 @@ from machine import DTYPES
 from masks import latent_mask
 from named import asked
 from pictures import grid, outline, tensor_to_image
-from plan import print_plan
 from previews import Preview
 from processes import together
 from prompts import DamageContext
@@ -125,6 +124,7 @@ def main() -> None:
     """The command: data and masks, models, then the training loop."""
     config = parse(Config, __doc__, EXAMPLE)
     if config.plan:
+        from plan import print_plan  # slow to import
         return print_plan(config, tokens=config.context_length, in_channels=CHANNELS, encodings=2)
     device, folder = settle(config, "inpaint")
     dataset = load_holes(config)

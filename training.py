@@ -138,8 +138,6 @@ def train(config: RunConfig, folder: Path, dataset: DefectDataset, loss_fn: Call
     with run.opened(config.restart) as start:
         judged = validation and config.preview_every and processes.first()
         shows = Shows(config, plan, last, run, preview, validation() if judged else None)
-        dataset.prepare(range(start // plan.steps_per_epoch, -(-last // plan.steps_per_epoch)),
-                        config.workers)
         with Interrupts() as interrupts:
             if start:
                 shows.catch_up(start - 1)

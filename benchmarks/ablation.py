@@ -45,6 +45,9 @@ ABLATIONS: dict[str, dict[str, tuple[str, str]]] = {
     "guidance": {"guidance 1": ("", "--guidance 1"), "guidance 2": ("", ""),
                  "guidance 4": ("", "--guidance 4")},
     "context": {"class": ("", ""), "prompt": (f"--context prompt --embedding-lr 5e-3 {PROMPT}", "")},
+    "latent_variants": {"encoded at every step": ("--latent-variants 0", ""),
+                        "1 variant": ("--latent-variants 1", ""), "5 variants": ("--latent-variants 5", ""),
+                        "25 variants": ("", "")},
     "defect_weight": {"weight 0": ("", ""), "weight 0.5": ("--defect-weight 0.5", ""),
                       "weight 0.75": ("--defect-weight 0.75", "")},
 }

@@ -24,7 +24,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import bases  # noqa: E402
 
-from bench import timed  # noqa: E402
+from benchmarks.timing import timed  # noqa: E402
 from demo import write_demo  # noqa: E402
 
 CLASSES = 4

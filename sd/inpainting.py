@@ -48,23 +48,23 @@ def widen(unet: UNet) -> UNet:
 
 
 def load_inpainting_unet(base: str, *, device: torch.device | str, dtype: torch.dtype,
-                         widened: bool | None = None) -> tuple[UNet, bool]:
+                         widened: bool | None = None, precise: tuple[str, ...] = ()) -> tuple[UNet, bool]:
     """The frozen nine-channel UNet that goes with `base`, and whether it had to be widened to that.
 
     SD 1.5's is that of INPAINTING_BASE; a folder may hold one in unet_inpaint/; `base` may be an inpainting
     model itself. Any other is widened, which a line on stderr says. A checkpoint gives `widened`, so that it
-    meets the weights it was trained on. Errors as for load_unet.
+    meets the weights it was trained on. precise, and errors, as for load_unet.
     """
     source = INPAINTING_BASE if base == DEFAULT_BASE else base
     own = (TINY if base == "tiny" else Path(base)) / FOLDER
     if not widened:
         try:
             return load_unet(source, device=device, dtype=dtype, in_channels=CHANNELS,
-                             folder=FOLDER if own.is_dir() else "unet"), False
+                             folder=FOLDER if own.is_dir() else "unet", precise=precise), False
         except WrongChannels:
             if widened is not None:
                 raise
-    unet = load_unet(base, device=device, dtype=dtype)
+    unet = load_unet(base, device=device, dtype=dtype, precise=precise)
     if widened is None:
         print(f"{base}: its UNet has four input channels and has never seen a mask. Five more, of zero "
               "weights, are added and trained along; where there is an inpainting model, give that as --base",

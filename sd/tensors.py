@@ -78,8 +78,11 @@ def _check_tensors(part: Part, file: Path, names: dict[str, str], shapes: dict[s
 
 
 def filled(part: Part, config: Any, file: Path, names: dict[str, str], shapes: dict[str, list[int]],
-          device: torch.device | str, dtype: torch.dtype) -> Any:
-    """A module built without memory, then given the file's tensors one by one, in `dtype` on `device`."""
+          device: torch.device | str, dtype: torch.dtype, precise: tuple[str, ...] = ()) -> Any:
+    """A module built without memory, then given the file's tensors one by one, in `dtype` on `device`.
+
+    precise: endings of layers' names whose tensors are fp32 instead.
+    """
     try:
         with torch.device("meta"):
             module = part.module(config)
@@ -100,6 +103,7 @@ def filled(part: Part, config: Any, file: Path, names: dict[str, str], shapes: d
                 tensor = tensor.reshape(wanted[name])
                 # So convolutions compute, and hand on, channels last: quicker on CPUs, no copies on GPUs.
                 layout = torch.channels_last if tensor.ndim == 4 else torch.contiguous_format
-                state[name] = tensor.to(device, dtype, copy=True, memory_format=layout)
+                kind = torch.float32 if name.rpartition(".")[0].endswith(precise) else dtype
+                state[name] = tensor.to(device, kind, copy=True, memory_format=layout)
     module.load_state_dict(state, assign=True)
     return module.eval().requires_grad_(False)

@@ -45,14 +45,16 @@ class WrongChannels(UserError):
 
 
 def load_unet(base: str, *, device: torch.device | str, dtype: torch.dtype, in_channels: int = 4,
-              folder: str = "unet") -> UNet:
+              folder: str = "unet", precise: tuple[str, ...] = ()) -> UNet:
     """The frozen UNet of `base`, in eval mode; `folder` is where it lies in diffusers layout.
+
+    precise: endings of the names of layers that stay in fp32, for something is to be added to them.
 
     base: "tiny", a folder in diffusers layout, one original .safetensors file, or a hub id (owner/name or
     owner/name@revision). Raises UserError where it cannot be had, is damaged, is not of SD 1.5's
     architecture, and WrongChannels where it takes another number of them than `in_channels`.
     """
-    return _load(UNET._replace(folder=folder), base, {"in_channels": in_channels}, device, dtype)
+    return _load(UNET._replace(folder=folder), base, {"in_channels": in_channels}, device, dtype, precise)
 
 
 def load_vae(base: str, *, device: torch.device | str, dtype: torch.dtype) -> VAE:
@@ -98,7 +100,7 @@ def fingerprint(model: UNet | ControlNet) -> str:
 
 
 def _load(part: Part, base: str, wanted: dict[str, Any], device: torch.device | str,
-          dtype: torch.dtype) -> Any:
+          dtype: torch.dtype, precise: tuple[str, ...] = ()) -> Any:
     """One part of `base`, from wherever it is, if its config has what is `wanted`."""
     if Path(base).is_file():
         file = Path(base)
@@ -122,7 +124,7 @@ def _load(part: Part, base: str, wanted: dict[str, Any], device: torch.device | 
                        "diffusers layout with safetensors: pickles (.bin) are not read")
         file, shapes = found, shapes_in(found)
         names = keys_by_name(file, {key: part.name(key) for key in shapes})
-    return filled(part, config, file, names, shapes, device, dtype)
+    return filled(part, config, file, names, shapes, device, dtype, precise)
 
 
 def _load_or_default(part: Part, base: str, wanted: dict[str, Any], device: torch.device | str,

@@ -1,12 +1,17 @@
-"""bench.py: how it times a process, and what it makes of the runs."""
+"""bench.py: how it times a process, what it makes of the runs, and that it goes on after a stop."""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from bases import ROOT, command
 
 import bench
+from benchmarks import rows, timing
 from errors import UserError
 
 SCRIPT = """
@@ -16,25 +21,78 @@ for name in "ab", "c":
     for letter in name:
         pathlib.Path(letter).touch()
 kept = bytearray(200 * 2**20)
+time.sleep({more})
 """
 
 
-def test_a_process_is_timed_from_its_start_and_its_memory_counted(tmp_path: Path,
+@pytest.mark.parametrize("more", [0, 60])
+def test_a_process_is_timed_from_its_start_and_its_memory_counted(more: int, tmp_path: Path,
                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "ROOT", tmp_path)
-    run = bench.timed(["-c", SCRIPT], lambda: len(list(tmp_path.iterdir())) // 2 + (tmp_path / "c").exists())
-    assert run.start > 0.3 and len(run.each) == 1 and run.each[0] > 0.2
-    assert 0.19 < run.memory < 0.5  # however large this process is
+    """To its end, or until it has done enough."""
+    monkeypatch.setattr(timing, "ROOT", tmp_path)
+    run = timing.timed(["-c", SCRIPT.format(more=more)],
+                       lambda: len(list(tmp_path.iterdir())) // 2 + (tmp_path / "c").exists(),
+                       2 if more else sys.maxsize)
+    assert run.start > 0.3 and len(run.each) == 1 and run.each[0] > 0.2 and run.whole < 50
+    assert more or 0.19 < run.memory < 0.5  # however large this process is
 
 
 def test_a_contender_that_fails_says_why() -> None:
     with pytest.raises(UserError, match="failed: .*no such thing"):
-        bench.timed(["-c", "raise SystemExit('no such thing')"], lambda: 0)
+        timing.timed(["-c", "raise SystemExit('no such thing')"], lambda: 0)
 
 
 def test_the_ratio_is_the_rivals_need_over_ours() -> None:
-    row = bench.compared("step", {
-        "ours": [bench.Run([1.0, 2.0], 4.0, 2.0), bench.Run([3.0, 2.0], 6.0, 2.0)],
-        "other": [bench.Run([5.0], 10.0, 3.0)]})
-    assert row["ours"] == {"seconds": 2.0, "range": [1.0, 3.0], "seconds_to_first": 5.0, "peak_gib": 2.0}
-    assert row["ratio"] == {"seconds": 2.5, "seconds_to_first": 2.0, "peak_gib": 1.5}
+    row = bench.compared({
+        "ours": [timing.Run([1.0, 2.0], 4.0, 2.0), timing.Run([3.0, 2.0], 6.0, 2.0)],
+        "ours, lean": [timing.Run([4.0], 4.0, 1.0)],
+        "other": [timing.Run([5.0], 10.0, 3.0)]}, at_peak=0.5)
+    assert row["ours"] == {"seconds": 2.0, "range": [1.0, 3.0], "share_of_matmul": 0.25,
+                           "seconds_to_first": 5.0, "peak_gib": 2.0,
+                           "ratio": {"other": {"seconds": 2.5, "seconds_to_first": 2.0, "peak_gib": 1.5}}}
+    assert row["ours, lean"]["ratio"]["other"]["peak_gib"] == 3.0 and "ratio" not in row["other"]
+
+
+def test_a_stopped_measurement_goes_on_with_the_missing_rows(tmp_path: Path,
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def row(name: str) -> rows.Row:
+        def once(number: int) -> timing.Run:
+            made.append(f"{name} {number}")
+            if name == "second" and len(made) == 3:
+                raise KeyboardInterrupt
+            return timing.Run([2.0], 1.0, 1.0)
+
+        def never(number: int) -> timing.Run:
+            raise UserError("no compiler")
+        return rows.Row("fp32", 64, 1, 0.1, "step", {"ours": once, "other": never})
+
+    monkeypatch.setattr(bench, "furnish", lambda config, work: None)
+    monkeypatch.setattr(bench, "table", lambda place, full: {
+        name: lambda name=name: row(name) for name in ("first", "second")})
+    monkeypatch.setattr(bench, "matmul_rate", lambda device, dtype: 0.1)
+    out = tmp_path / "cpu.json"
+    assert command(bench.main, "--out", out).status == 130
+    assert [row["what"] for row in json.loads(out.read_text())["rows"]] == ["first"]
+    assert command(bench.main, "--out", out).status == 0
+    assert made == ["first 0", "first 1", "second 0", "second 0", "second 1"]
+    first, second = json.loads(out.read_text())["rows"]
+    assert first["failures"] == {"other": "no compiler"} and first["contenders"]["ours"]["seconds"] == 2.0
+    assert second["contenders"]["ours"]["share_of_matmul"] == 0.5
+    assert command(bench.main, "--out", out, "--only", "first", "--restart").status == 0
+    assert len(made) == 7 and len(json.loads(out.read_text())["rows"]) == 1
+
+
+@pytest.mark.slow
+def test_every_row_on_the_embedded_base(tmp_path: Path) -> None:
+    """Every command of both sides runs: no contender fails, but for want of a compiler."""
+    out = tmp_path / "tiny.json"
+    subprocess.run([sys.executable, ROOT / "bench.py", "--base", "tiny", "--resolution", "128",
+                    "--rounds", "1", "--out", out], check=True, cwd=ROOT)
+    found = json.loads(out.read_text())["rows"]
+    assert len(found) == 8
+    for row in found:
+        assert not row["failures"] or "compiled" in row["what"], row
+        for name, needs in row["contenders"].items():
+            assert needs["seconds"] > 0 and 0.2 < needs["peak_gib"] < 8, (row["what"], name)

@@ -52,8 +52,8 @@ ALLOWED = {
     "control": "errors files guidance header lora named prompts sd.controlnet sd.parts sd.unet sd.weights "
                "seeds",
     "prompts": "adapter errors foreign header recipe sd.text sd.weights seeds",
-    "generation": "adapter control errors foreign guidance header lora masks named prompts sd.convolution "
-                  "sd.diffusion sd.inpainting sd.layers sd.unet sd.vae sd.weights seeds",
+    "generation": "adapter control errors foreign guidance header lora machine masks named prompts "
+                  "sd.convolution sd.diffusion sd.inpainting sd.layers sd.unet sd.vae sd.weights seeds",
     "steering": "adapter control errors files folders generation header mask_bank paste pictures "
                 "sample_folder",
     "painting": "control decode errors folders generation header mask_bank masks paste pictures "
@@ -86,7 +86,7 @@ ALLOWED = {
     "train_inpaint": "batches config draws errors folders generation holes latents learner machine "
                      "masks named pictures plan previews processes prompts recipe sd.diffusion sd.inpainting "
                      "sd.unet sd.vae sd.weights training validation",
-    "bench": "config demo errors files sd.inpainting sd.parts",
+    "bench": "config demo errors files machine plan",
     "train_controlnet": "adapter batches config control data draws errors generation guidance header latents "
                         "learner machine named pictures plan previews processes prompts recipe sd.controlnet "
                         "sd.diffusion sd.layers sd.unet sd.vae sd.weights training files validation",

@@ -114,8 +114,8 @@ def test_a_plan_for_a_named_card(place: Place, tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_plan_for_this_machine_fetches_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "_shapes", lambda base, part: UNET if part is plan.UNET else AUTOENCODER)
-    monkeypatch.setattr(plan, "_matmul_rate", lambda device, dtype: 0.5)
+    monkeypatch.setattr(plan, "shapes", lambda base, part: UNET if part is plan.UNET else AUTOENCODER)
+    monkeypatch.setattr(plan, "matmul_rate", lambda device, dtype: 0.5)
     outcome = command(train_class.main, "--data", "DS-MVTec/bottle", "--base", "someone/something", "--plan",
                       "--device", "cpu")
     assert outcome.status == 0 and "83 images are assumed" in outcome.err
@@ -140,4 +140,4 @@ def test_a_plan_of_a_controlnets_training(place: Place, tmp_path: Path,
 
 
 def test_the_rate_of_matrix_products_is_measured() -> None:
-    assert 1e-4 < plan._matmul_rate(torch.device("cpu"), torch.float32, side=128) < 100
+    assert 1e-4 < plan.matmul_rate(torch.device("cpu"), torch.float32, side=128) < 100

@@ -248,6 +248,31 @@ def test_bf16_on_the_cpu(run: Path) -> None:
     assert 0 < abs(difference).mean() < 8
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_half_network_is_the_fp32_one_rounded_once(dtype: torch.dtype, run: Path,
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though only what the LoRA is added to is ever there in fp32."""
+    def weights(dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        settings = {"base": None, "strength": 1.0, "device": torch.device("cpu"), "dtype": dtype}
+        return generation.load_generator(run, **settings).unet.state_dict()
+
+    expected, found = weights(torch.float32), []
+    merge = generation.lora.merge
+    monkeypatch.setattr(generation.lora, "merge", lambda unet: (found.extend(
+        name for name, weight in unet.state_dict().items() if weight.dtype == torch.float32), merge(unet)))
+    for name, weight in weights(dtype).items():
+        assert torch.equal(weight, expected[name].to(dtype)), name
+    assert found and all(".to_" in name for name in found)
+
+
+def test_what_overflows_in_fp16_is_decoded_in_fp32() -> None:
+    vae = generation.load_vae("tiny", device="cpu", dtype=torch.float32)
+    z_0 = torch.stack([torch.full((4, 8, 8), 1e6), torch.ones(4, 8, 8)])
+    with torch.no_grad():
+        half, full = (generation._decoded(vae, z_0, dtype) for dtype in (torch.float16, torch.float32))
+    assert torch.equal(half[0], full[0]) and 0 < (half[1] - full[1]).abs().max() < 0.01
+
+
 def test_a_moved_base(run: Path, place: Place, tmp_path: Path) -> None:
     lost = rewritten(run, "lost.safetensors", base=str(tmp_path / "gone"))
     assert draw(lost).failed_with("lost.safetensors", "gone", "--base")

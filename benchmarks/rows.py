@@ -1,0 +1,124 @@
+"""The rows of bench.py's table: which commands are compared, at which size, and what is timed of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.timing import Run, steps_done, timed
+from footprint import Footprint, Step, footprint
+from plan import shapes
+from recipe import TrainConfig
+from sd.parts import AUTOENCODER, UNET
+
+PEER = "benchmarks/peer.py"
+BEST, STOCK = "diffusers + peft", "diffusers + peft, stock example"
+QUIET = ["--preview-every", "0", "--latent-variants", "1"]
+STEPS = 3  # of a training run; the first one is not counted
+FEW, MORE = 2, 6  # DDIM steps of two sampling runs, from which what DDIM_STEPS take is made
+DDIM_STEPS = 50
+
+
+class Row(NamedTuple):
+    """What is compared. tflop: the arithmetic of what is timed; first: what seconds_to_first waits for."""
+
+    precision: str
+    resolution: int
+    batch: int
+    tflop: float
+    first: str
+    contenders: dict[str, Callable[[int], Run]]  # name -> what runs it once, given the number of the round
+
+
+class Place(NamedTuple):
+    """Where the rows' commands find things."""
+
+    base: str
+    data: str
+    work: Path
+    device: str
+
+    def common(self, precision: str) -> list[str]:
+        """What each command is told."""
+        return ["--precision", precision, "--device", self.device]
+
+    def checkpoint(self, resolution: int) -> str:
+        """A class checkpoint to draw from or to train on, made if it is not there yet."""
+        out = self.work / f"trained {resolution}" / "run"
+        if not out.exists():
+            timed(["train_class.py", *QUIET, "--data", self.data, "--base", self.base,
+                   "--class-dropout", "0.1", "--resolution", str(resolution), "--max-steps", "1",
+                   "--batch-size", "1", "--device", self.device, "--out", str(out)], lambda: 0)
+        return str(out)
+
+
+@cache
+def arithmetic(base: str, resolution: int, batch: int, control_rank: int | None = None) -> Footprint:
+    """A training step, counted from shapes."""
+    config = TrainConfig([""], resolution=resolution, batch_size=batch, precision="fp32")
+    step = Step(shapes(base, UNET), shapes(base, AUTOENCODER), control_rank=control_rank)
+    return footprint(config, step, checkpointing="none")
+
+
+def training(place: Place, precision: str, resolution: int, contenders: dict[str, list[str]],
+             control_rank: int | None = None) -> Row:
+    """Steps of one image. contenders: name -> the command, up to the flags that all have."""
+    def once(name: str, command: list[str], number: int) -> Run:
+        out = place.work / f"{name} {precision} {control_rank} {command[0][:13]} {number}" / "run"
+        return timed([*command, "--base", place.base, "--resolution", str(resolution), "--data", place.data,
+                      "--batch-size", "1", "--max-steps", "100000", *place.common(precision),
+                      "--out", str(out)],
+                     lambda: steps_done(out), STEPS, place.device)
+
+    counted = arithmetic(place.base, resolution, 1, control_rank)
+    return Row(precision, resolution, 1, counted.step / 1e12, "step",
+               {name: partial(once, name, command) for name, command in contenders.items()})
+
+
+def sampling(place: Place, precision: str, resolution: int, batch: int, *rival: str) -> Row:
+    """A batch of images of DDIM_STEPS guided steps, from two runs of fewer, each drawing two batches."""
+    def once(command: list[str], number: int) -> Run:
+        runs = {}
+        for steps in (FEW, MORE):
+            name = " ".join([*rival, precision, f"{batch} {steps} {number}"])
+            out = place.work / f"drawn {command[0][:3]} {name}"
+            runs[steps] = timed(
+                [*command, "--base", place.base, "--batch-size", str(batch), "--per-class", str(2 * batch),
+                 "--guidance", "2", *place.common(precision), "--steps", str(steps), "--out", str(out)],
+                lambda out=out: len(list(out.rglob("[0-9]*.png"))) // batch, 2, place.device)
+        few, more = (runs[steps].each[0] for steps in (FEW, MORE))
+        rest = (DDIM_STEPS - FEW) * (more - few) / (MORE - FEW)
+        return Run([few + rest], runs[FEW].start, max(run.memory for run in runs.values()))
+
+    ours = ["sample.py", "--ckpt", place.checkpoint(resolution), "--classes", "good"]
+    theirs = [PEER, "sample", "--resolution", str(resolution), *rival]
+    return Row(precision, resolution, batch,
+               2 * DDIM_STEPS * arithmetic(place.base, resolution, batch).forward / 1e12,
+               f"image of {FEW} steps", {"ours": partial(once, ours), BEST: partial(once, theirs)})
+
+
+def table(place: Place, full: int) -> dict[str, Callable[[], Row]]:
+    """Name -> what makes the row when its turn comes. `full` pixels; what takes long has half of that."""
+    low, half = "bf16" if place.device == "cpu" else "fp16", full // 2
+    ours = ["train_class.py", *QUIET]
+    steps = {"ours": ours, "ours, --checkpointing lean": [*ours, "--checkpointing", "lean"],
+             BEST: [PEER, "train"], STOCK: [PEER, "train", "--stock"]}
+    inpaint = {"ours": ["train_inpaint.py", *QUIET], BEST: [PEER, "train", "--strategy", "inpaint"]}
+
+    def control() -> Row:
+        whole = ["train_controlnet.py", *QUIET, "--accumulate", "1", "--class-ckpt", place.checkpoint(full)]
+        rival = [PEER, "train", "--strategy", "control"]
+        return training(place, low, full, {"ours": whole, "diffusers": rival}, control_rank=0)
+
+    guided = f"guided DDIM-{DDIM_STEPS}"
+    return {
+        f"training step, {low}": lambda: training(place, low, full, steps),
+        f"{guided}, one image, {low}": lambda: sampling(place, low, full, 1),
+        "training step, fp32": lambda: training(place, "fp32", full, steps),
+        f"{guided}, one image, fp32": lambda: sampling(place, "fp32", half, 1),
+        f"{guided}, eight images, {low}": lambda: sampling(place, low, half, 8),
+        f"training step, inpainting, {low}": lambda: training(place, low, full, inpaint),
+        f"training step, whole ControlNet, {low}": control,
+        f"{guided}, one image, {low}, rival compiled": lambda: sampling(place, low, half, 1, "--compile")}
