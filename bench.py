@@ -61,7 +61,7 @@ def measured(what: str, row: Row, rounds: int, device: str) -> dict[str, Any]:
     for number in range(rounds):
         for name in [name for name in row.contenders if name not in failures]:
             try:
-                runs[name].append(row.contenders[name](number))
+                runs[name].append(row.contenders[name]())
             except UserError as error:
                 failures[name] = str(error)
             print(f"{what}, round {number + 1} of {rounds}: {name}: {failures.get(name) or runs[name][-1]}",

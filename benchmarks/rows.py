@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -29,7 +30,7 @@ class Row(NamedTuple):
     batch: int
     tflop: float
     first: str
-    contenders: dict[str, Callable[[int], Run]]  # name -> what runs it once, given the number of the round
+    contenders: dict[str, Callable[[], Run]]  # name -> what runs it once
 
 
 class Place(NamedTuple):
@@ -43,6 +44,10 @@ class Place(NamedTuple):
     def common(self, precision: str) -> list[str]:
         """What each command is told."""
         return ["--precision", precision, "--device", self.device]
+
+    def new(self) -> Path:
+        """A folder that nothing is in."""
+        return Path(tempfile.mkdtemp(dir=self.work))
 
     def checkpoint(self, resolution: int) -> str:
         """A class checkpoint to draw from or to train on, made if it is not there yet."""
@@ -65,8 +70,8 @@ def arithmetic(base: str, resolution: int, batch: int, control_rank: int | None 
 def training(place: Place, precision: str, resolution: int, contenders: dict[str, list[str]],
              control_rank: int | None = None) -> Row:
     """Steps of one image. contenders: name -> the command, up to the flags that all have."""
-    def once(name: str, command: list[str], number: int) -> Run:
-        out = place.work / f"{name} {precision} {control_rank} {command[0][:13]} {number}" / "run"
+    def once(command: list[str]) -> Run:
+        out = place.new() / "run"
         return timed([*command, "--base", place.base, "--resolution", str(resolution), "--data", place.data,
                       "--batch-size", "1", "--max-steps", "100000", *place.common(precision),
                       "--out", str(out)],
@@ -74,16 +79,15 @@ def training(place: Place, precision: str, resolution: int, contenders: dict[str
 
     counted = arithmetic(place.base, resolution, 1, control_rank)
     return Row(precision, resolution, 1, counted.step / 1e12, "step",
-               {name: partial(once, name, command) for name, command in contenders.items()})
+               {name: partial(once, command) for name, command in contenders.items()})
 
 
 def sampling(place: Place, precision: str, resolution: int, batch: int, *rival: str) -> Row:
     """A batch of images of DDIM_STEPS guided steps, from two runs of fewer, each drawing two batches."""
-    def once(command: list[str], number: int) -> Run:
+    def once(command: list[str]) -> Run:
         runs = {}
         for steps in (FEW, MORE):
-            name = " ".join([*rival, precision, f"{batch} {steps} {number}"])
-            out = place.work / f"drawn {command[0][:3]} {name}"
+            out = place.new()
             runs[steps] = timed(
                 [*command, "--base", place.base, "--batch-size", str(batch), "--per-class", str(2 * batch),
                  "--guidance", "2", *place.common(precision), "--steps", str(steps), "--out", str(out)],

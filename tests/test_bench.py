@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from bases import ROOT, command
 import bench
 from benchmarks import rows, timing
 from errors import UserError
+from footprint import Footprint
 
 SCRIPT = """
 import pathlib, time
@@ -58,13 +60,13 @@ def test_a_stopped_measurement_goes_on_with_the_missing_rows(tmp_path: Path,
     made = []
 
     def row(name: str) -> rows.Row:
-        def once(number: int) -> timing.Run:
-            made.append(f"{name} {number}")
+        def once() -> timing.Run:
+            made.append(name)
             if name == "second" and len(made) == 3:
                 raise KeyboardInterrupt
             return timing.Run([2.0], 1.0, 1.0)
 
-        def never(number: int) -> timing.Run:
+        def never() -> timing.Run:
             raise UserError("no compiler")
         return rows.Row("fp32", 64, 1, 0.1, "step", {"ours": once, "other": never})
 
@@ -76,12 +78,32 @@ def test_a_stopped_measurement_goes_on_with_the_missing_rows(tmp_path: Path,
     assert command(bench.main, "--out", out).status == 130
     assert [row["what"] for row in json.loads(out.read_text())["rows"]] == ["first"]
     assert command(bench.main, "--out", out).status == 0
-    assert made == ["first 0", "first 1", "second 0", "second 0", "second 1"]
+    assert made == ["first"] * 2 + ["second"] * 3
     first, second = json.loads(out.read_text())["rows"]
     assert first["failures"] == {"other": "no compiler"} and first["contenders"]["ours"]["seconds"] == 2.0
     assert second["contenders"]["ours"]["share_of_matmul"] == 0.5
     assert command(bench.main, "--out", out, "--only", "first", "--restart").status == 0
     assert len(made) == 7 and len(json.loads(out.read_text())["rows"]) == 1
+
+
+def test_every_run_has_its_own_folder_and_is_told_the_base(tmp_path: Path,
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else it finds what another left, or names a base outside of the folder it is in: not followed."""
+    def noted(command: list[str], *how: object) -> timing.Run:
+        flags = dict(pairwise(command))
+        assert flags["--base"] == place.base
+        folders.append(Path(flags["--out"]))
+        folders[-1].mkdir(parents=True, exist_ok=True)
+        return timing.Run([1.0], 1.0, 1.0)
+
+    folders: list[Path] = []
+    place = rows.Place(str(ROOT / "tiny"), "bottle", tmp_path, "cpu")
+    monkeypatch.setattr(rows, "timed", noted)
+    monkeypatch.setattr(rows, "arithmetic", lambda *what: Footprint(*range(7)))
+    for make in rows.table(place, 128).values():
+        for once in make().contenders.values():
+            assert once() and once()
+    assert len(folders) == len(set(folders)) > 50
 
 
 @pytest.mark.slow
