@@ -35,13 +35,13 @@ $(DEMO)/fresh.ready: $(VENV)/demo.ready
 TINY := --base tiny --resolution 128 --batch-size 8 --lr 2e-3 --embedding-lr 1e-2 --init-std 0.5 \
     --tokens-per-class 4 --class-dropout 0.1 --ema 0.99 --preview-steps 25 --preview-guidance 2 \
     --features tiny --judge tiny
-LONG := --epochs 80 --lr-decay 50=0.5 70=0.1 --preview-every 40
+LONG := --epochs 120 --lr-decay 75=0.5 105=0.1 --preview-every 60
 SHORT := --epochs 40 --lr-decay 25=0.5 35=0.1 --preview-every 20
 DRAW := --per-class 8 --batch-size 16 --steps 25 --guidance 2
 
 demo: $(DEMO)/bottle.ready
 	$(RUN) train_class.py --data $(DEMO)/bottle --out $(DEMO)/run $(TINY) $(LONG)
-	$(RUN) sample.py --ckpt $(DEMO)/run --out $(DEMO)/generated $(DRAW)
+	$(RUN) sample.py --ckpt $(DEMO)/run --out $(DEMO)/generated $(DRAW) --eta 1
 	$(RUN) evaluate.py --real $(DEMO)/bottle --fake $(DEMO)/generated --features tiny --judge tiny \
 	    --out $(DEMO)/report
 	@echo "Look at $(DEMO)/generated/grid.png, and open $(DEMO)/report/report.html for what they are worth"

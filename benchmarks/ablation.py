@@ -30,7 +30,7 @@ TRAIN = "--base tiny --resolution 128 --epochs 40 --batch-size 8 --lr 2e-3 --lr-
         "--embedding-lr 1e-2 --init-std 0.5 --tokens-per-class 4 --class-dropout 0.1 --ema 0.99 " \
         "--preview-every 0 --save-every 20"
 PROMPT = "--prompt 'dark vessel with {damage} on-white'"  # the base's words for the like of the demo's bottle
-SAMPLE = "--guidance 2 --steps 25 --per-class 25 --batch-size 25"
+SAMPLE = "--guidance 2 --steps 25 --eta 1 --per-class 25 --batch-size 25"
 
 # name -> arms: what each adds to TRAIN, and to SAMPLE (a later flag wins over an earlier one)
 ABLATIONS: dict[str, dict[str, tuple[str, str]]] = {
@@ -44,6 +44,11 @@ ABLATIONS: dict[str, dict[str, tuple[str, str]]] = {
                "20 images a class": ("", "")},
     "guidance": {"guidance 1": ("", "--guidance 1"), "guidance 2": ("", ""),
                  "guidance 4": ("", "--guidance 4")},
+    "sampler": {"DDIM, 25 steps": ("", "--eta 0"), "DDIM, 100 steps": ("", "--eta 0 --steps 100"),
+                "eta 1, 25 steps": ("", ""), "eta 1, 50 steps": ("", "--steps 50"),
+                "DPM-Solver++, 10 steps": ("", "--eta 0 --sampler dpm++ --steps 10"),
+                "DPM-Solver++, 25 steps": ("", "--eta 0 --sampler dpm++"),
+                "eta 1, guidance in 200 to 800": ("", "--guidance-interval 200 800")},
     "context": {"class": ("", ""), "prompt": (f"--context prompt --embedding-lr 5e-3 {PROMPT}", "")},
     "latent_variants": {"encoded at every step": ("--latent-variants 0", ""),
                         "1 variant": ("--latent-variants 1", ""), "5 variants": ("--latent-variants 5", ""),
@@ -75,7 +80,7 @@ def main() -> None:
             command("data.py", "demo", str(folder), "--per-class", str(per_class), "--seed", str(seed))
     script, sample = "train_class.py", SAMPLE
     if arguments.name in INPAINT:
-        script, sample = "train_inpaint.py", f"{SAMPLE} --images {photos}/image/good --masks {data}"
+        script, sample = "train_inpaint.py", f"{SAMPLE} --eta 0 --images {photos}/image/good --masks {data}"
     judge = load_or_train(500, arguments.work / "judge.safetensors")
     ceiling = judged(judge, *demo_images(10_000, 100))
     describe("fresh drawn images", ceiling)

@@ -35,15 +35,15 @@ from generation import Drawing, Generator, draw, load_generator  # noqa: E402
 from metrics import wilson  # noqa: E402
 from tiny.judge import describe, judged, load_or_train  # noqa: E402
 
-CLASS = "--base tiny --resolution 128 --epochs 80 --batch-size 8 --lr 2e-3 --lr-decay 50=0.5 70=0.1 " \
+CLASS = "--base tiny --resolution 128 --epochs 120 --batch-size 8 --lr 2e-3 --lr-decay 75=0.5 105=0.1 " \
         "--embedding-lr 1e-2 --init-std 0.5 --tokens-per-class 4 --class-dropout 0.1 --ema 0.99 " \
-        "--preview-every 0 --save-every 40"
+        "--preview-every 0 --save-every 60"
 TRAIN = "--epochs 160 --batch-size 8 --accumulate 1 --ema 0.99 --preview-every 80 --preview-steps 25 " \
         "--preview-guidance 2 --save-every 40"
 # The literature's rates are for SD 1.5; the embedded base is narrow and takes larger ones.
 ARMS = {"whole": "--lr 2e-4", "rank 4": "--control-rank 4 --lr 1e-3",
         "rank 16": "--control-rank 16 --lr 1e-3"}
-DRAWING = Drawing(steps=25, guidance=2.0)
+DRAWING = Drawing(steps=25, guidance=2.0, eta=1.0)
 AT_ONCE = 25
 
 
