@@ -37,18 +37,19 @@ TINY := --base tiny --resolution 128 --batch-size 8 --lr 2e-3 --embedding-lr 1e-
     --features tiny --judge tiny
 LONG := --epochs 120 --lr-decay 75=0.5 105=0.1 --preview-every 60
 SHORT := --epochs 40 --lr-decay 25=0.5 35=0.1 --preview-every 20
-DRAW := --per-class 8 --batch-size 16 --steps 25 --guidance 2
+PAINT := --per-class 8 --batch-size 16 --steps 25 --guidance 2
+DRAW := --per-class 8 --batch-size 16 --steps 50 --guidance 3 --eta 1
 
 demo: $(DEMO)/bottle.ready
 	$(RUN) train_class.py --data $(DEMO)/bottle --out $(DEMO)/run $(TINY) $(LONG)
-	$(RUN) sample.py --ckpt $(DEMO)/run --out $(DEMO)/generated $(DRAW) --eta 1
+	$(RUN) sample.py --ckpt $(DEMO)/run --out $(DEMO)/generated $(DRAW)
 	$(RUN) evaluate.py --real $(DEMO)/bottle --fake $(DEMO)/generated --features tiny --judge tiny \
 	    --out $(DEMO)/report
 	@echo "Look at $(DEMO)/generated/grid.png, and open $(DEMO)/report/report.html for what they are worth"
 
 paint: $(DEMO)/bottle.ready $(DEMO)/fresh.ready
 	$(RUN) train_inpaint.py --data $(DEMO)/bottle --out $(DEMO)/inpaint $(TINY) $(SHORT)
-	$(RUN) sample.py --ckpt $(DEMO)/inpaint --images $(DEMO)/fresh/image/good --out $(DEMO)/painted $(DRAW)
+	$(RUN) sample.py --ckpt $(DEMO)/inpaint --images $(DEMO)/fresh/image/good --out $(DEMO)/painted $(PAINT)
 	@echo "Look at $(DEMO)/painted/grid.png; the masks are in $(DEMO)/painted/mask"
 
 test: $(VENV)/test.ready

@@ -1,7 +1,7 @@
 """Ablations on the embedded base, by an independent judge: `python benchmarks/ablation.py tokens`.
 
-Each arm is a train script and sample.py on the demo dataset with the demo's flags but for those it varies,
-and half the demo's epochs. Results go to benchmarks/<name>.json: the commands, the confusion
+Each arm is a train script and sample.py on the demo dataset with the demo's flags but for those it varies, a
+third of the demo's epochs, 25 steps and guidance 2. Results go to benchmarks/<name>.json: the commands, the confusion
 matrix of each run, and the machine.
 """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -134,6 +135,12 @@ def test_the_training_scripts_train_and_go_on(tmp_path: Path) -> None:
     assert steps == [1, 2]
     assert (tmp_path / "samples.png").stat().st_size > 10_000
     load_unet(str(tmp_path), device="cpu", dtype=torch.float32)
+    shutil.copytree(tmp_path / "vae", tmp_path / "frozen" / "vae")
+    run("tiny.train_unet", "--first", "32", "--steps", "1", "--start", "tiny", "--frozen-text", "--out",
+        str(tmp_path / "frozen"))
+    text, unet = "text_encoder/model.fp16.safetensors", "unet/diffusion_pytorch_model.fp16.safetensors"
+    assert (tmp_path / "frozen" / text).read_bytes() == (TINY / text).read_bytes()
+    assert (tmp_path / "frozen" / unet).read_bytes() != (TINY / unet).read_bytes()
     run("tiny.train_inpaint", "--first", "32", "--steps", "1", "--out", str(tmp_path))
     run("tiny.train_inpaint", "--first", "32", "--steps", "2", "--out", str(tmp_path))
     unet, widened = load_inpainting_unet(str(tmp_path), device="cpu", dtype=torch.float32)
