@@ -1,8 +1,8 @@
 """Ablations on the embedded base, by an independent judge: `python benchmarks/ablation.py tokens`.
 
 Each arm is a train script and sample.py on the demo dataset with the demo's flags but for those it varies, a
-third of the demo's epochs, 25 steps and guidance 2. Results go to benchmarks/<name>.json: the commands, the confusion
-matrix of each run, and the machine.
+third of the demo's epochs, 25 steps and guidance 2. Results go to benchmarks/<name>.json: the commands, the
+confusion matrix of each run, and the machine.
 """
 
 from __future__ import annotations
@@ -91,6 +91,7 @@ def main() -> None:
             out = arguments.work / f"{arguments.name}-{arm.replace(' ', '_')}-{seed}"
             train_command = shlex.split(f"--data {data} --out '{run}' --seed {seed} {TRAIN} {train_flags}")
             sample_command = shlex.split(f"--ckpt '{run}' --out {out} --seed {seed} {sample} {sample_flags}")
+            trained = (run / "adapter.safetensors").exists()  # by another ablation
             seconds = [command(script, *train_command), command("sample.py", *sample_command)]
             table = judged(judge, *load_folder(out))
             describe(f"{arm}, seed {seed}", table)
@@ -101,7 +102,8 @@ def main() -> None:
                          "interval": wilson(correct, total), "confusion": table.tolist(),
                          "fidelity": sum(fidelity) / len(fidelity) if fidelity else None,
                          "train": shlex.join(train_command), "sample": shlex.join(sample_command),
-                         "train_seconds": round(seconds[0]), "sample_seconds": round(seconds[1])})
+                         "train_seconds": None if trained else round(seconds[0]),
+                         "sample_seconds": round(seconds[1])})
             result = {"date": datetime.date.today().isoformat(), "machine": platform.machine(),
                       "cores": os.cpu_count(), "torch": torch.__version__, "classes": 4,
                       "judge_on_fresh_images": ceiling.tolist(), "rows": rows}
