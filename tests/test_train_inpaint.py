@@ -89,7 +89,7 @@ def test_the_default_base_has_an_inpainting_model(monkeypatch: pytest.MonkeyPatc
     asked = []
     monkeypatch.setattr(sd.inpainting, "load_unet", lambda base, **options: asked.append((base, options)))
     load_inpainting_unet(DEFAULT_BASE, **CPU)
-    assert asked == [(INPAINTING_BASE, {**CPU, "in_channels": 9, "folder": "unet"})]
+    assert asked == [(INPAINTING_BASE, {**CPU, "in_channels": 9, "folder": "unet", "precise": ()})]
 
 
 # --- holes ---
