@@ -112,10 +112,21 @@ def processor() -> str:
 
 
 def begun(config: Config) -> dict[str, Any]:
-    """The file of a measurement under the same circumstances, or a new one."""
+    """What --out holds of a measurement under the same circumstances, or a new one.
+
+    Raises UserError where it holds anything else, which would be lost.
+    """
     new, out = about(config) | {"rows": []}, Path(config.out)
-    there = json.loads(out.read_text()) if out.exists() and not config.restart else {}
-    return there if {**there, "rows": []} == new else new
+    if config.restart or not out.exists():
+        return new
+    try:
+        there = json.loads(out.read_text())
+        if {**there, "rows": []} == new:
+            return there
+    except (ValueError, TypeError):  # no JSON, or no object
+        pass
+    raise UserError(f"--out {out}: holds something else than a measurement with these flags on this machine; "
+                    "give another file, or --restart to replace it")
 
 
 def furnish(config: Config, work: Path) -> Place:

@@ -65,6 +65,7 @@ def evaluate(folder: Path, images: int) -> dict[str, Any]:
 
 
 def main() -> None:
+    """The command: draw, evaluate and encode ever more images, and write what each took."""
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--most", type=int, default=10_000, help="images at most (default: %(default)s)")

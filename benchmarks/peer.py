@@ -84,6 +84,7 @@ def drawn(parameters: torch.Tensor, vae: AutoencoderKL) -> torch.Tensor:
 
 
 def train(flags: argparse.Namespace) -> None:
+    """Steps of the strategy's training, a line in metrics.jsonl for each."""
     unet, vae = load(flags)
     unet.train()
     augment = transforms.Compose([
@@ -132,6 +133,7 @@ def train(flags: argparse.Namespace) -> None:
 
 
 def sample(flags: argparse.Namespace) -> None:
+    """Guided pictures by diffusers' pipeline, with a fresh LoRA fused into the UNet."""
     unet, vae = load(flags)
     unet.add_adapter(LORA)
     unet.fuse_lora()

@@ -82,8 +82,14 @@ def test_a_stopped_measurement_goes_on_with_the_missing_rows(tmp_path: Path,
     first, second = json.loads(out.read_text())["rows"]
     assert first["failures"] == {"other": "no compiler"} and first["contenders"]["ours"]["seconds"] == 2.0
     assert second["contenders"]["ours"]["share_of_matmul"] == 0.5
+    assert command(bench.main, "--out", out, "--rounds", 3).failed_with(str(out), "--restart")
+    assert len(json.loads(out.read_text())["rows"]) == 2
     assert command(bench.main, "--out", out, "--only", "first", "--restart").status == 0
     assert len(made) == 7 and len(json.loads(out.read_text())["rows"]) == 1
+    for text in ("[", "[1]"):
+        out.write_text(text)
+        assert command(bench.main, "--out", out).failed_with(str(out), "--restart")
+        assert out.read_text() == text
 
 
 def test_every_run_has_its_own_folder_and_is_told_the_base(tmp_path: Path,
