@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from control import Steered, load_control
 from errors import UserError
 from guidance import EVERYWHERE, Control, guided
 from header import Header
-from machine import autocast
+from machine import in_precision
 from masks import latent_mask
 from named import followed
 from prompts import DamageContext, make_context
@@ -103,14 +104,7 @@ def draw(unet: UNet | UNetInPicture, vae: VAE, context: DamageContext, wanted: l
 
 def _decoded(vae: VAE, z_0: Tensor, dtype: torch.dtype) -> Tensor:
     """Latents (B, 4, R/8, R/8) -> pictures (B, 3, R, R) in [-1, 1]: one by one, for little memory."""
-    def decode(one: Tensor, dtype: torch.dtype) -> Tensor:
-        with autocast(one.device, dtype):
-            return vae.decode(one.float()).float()
-
-    pictures = []
-    for one in z_0.split(1):
-        picture = decode(one, dtype)  # in fp16 some VAEs overflow now and then
-        pictures.append(picture if picture.isfinite().all() else decode(one, torch.float32))
+    pictures = [in_precision(partial(vae.decode, one.float()), one.device, dtype) for one in z_0.split(1)]
     return torch.cat(pictures).clamp(-1, 1)
 
 

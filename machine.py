@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 import processes
 from errors import UserError
@@ -52,6 +54,19 @@ def choose_precision(name: str, device: torch.device) -> str:
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     """Mixed precision in `dtype`; nothing at all for fp32."""
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
+def in_precision(compute: Callable[[], Tensor], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """What compute() gives in mixed precision, as fp32; where that is not finite, what it gives in fp32.
+
+    In fp16 some VAEs overflow now and then.
+    """
+    with autocast(device, dtype):
+        result = compute().float()
+    if result.isfinite().all():
+        return result
+    with autocast(device, torch.float32):
+        return compute()
 
 
 def choose_checkpointing(name: str, step: str, device: torch.device, precision: str, batch_size: int,

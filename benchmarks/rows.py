@@ -107,7 +107,8 @@ def table(place: Place, full: int) -> dict[str, Callable[[], Row]]:
     """Name -> what makes the row when its turn comes. `full` pixels; what takes long has half of that."""
     low, half = "bf16" if place.device == "cpu" else "fp16", full // 2
     ours = ["train_class.py", *QUIET]
-    steps = {"ours": ours, "ours, --checkpointing lean": [*ours, "--checkpointing", "lean"],
+    steps = {"ours": ours, **{f"ours, --checkpointing {level}": [*ours, "--checkpointing", level]
+                              for level in ("lean", "full")},
              BEST: [PEER, "train"], STOCK: [PEER, "train", "--stock"]}
     inpaint = {"ours": ["train_inpaint.py", *QUIET], BEST: [PEER, "train", "--strategy", "inpaint"]}
 

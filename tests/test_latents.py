@@ -14,9 +14,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 from trees import spoil
 
+import latents
 import run_folder
 import train_class
 from sd.vae import VAE
+from sd.weights import load_vae
 
 __all__ = ["place"]
 
@@ -148,3 +150,12 @@ def test_what_makes_another_cache_and_what_does_not(place: Place, tmp_path: Path
     pixels[0, 0] ^= 255
     Image.fromarray(pixels).save(photo)
     assert made("--data", tmp_path / "data") == 1
+
+
+def test_half_precision_encodes_in_half() -> None:
+    vae = load_vae("tiny", device="cpu", dtype=torch.float32)
+    image = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    exact, half = (latents.posterior(vae, image, precision) for precision in ("fp32", "bf16"))
+    for full, rounded in zip(exact, half, strict=True):
+        error = (full - rounded).norm() / full.norm()
+        assert rounded.dtype == torch.float32 and 0 < error < 0.02, error
