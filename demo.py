@@ -230,18 +230,20 @@ def _contaminate(rng: Generator, bottle: Bottle) -> Array:
 DAMAGES = {"broken_large": _break_large, "broken_small": _break_small, "contamination": _contaminate}
 
 
-def draw_bottle(damage: str, seed: int, size: int = 256) -> tuple[Array, Array]:
+def draw_bottle(damage: str, seed: int, size: int = 256, *, before: bool = False) -> tuple[Array, Array]:
     """Image (S, S, 3) uint8 and mask (S, S) uint8 of class index + 1 (0 elsewhere).
 
-    A pure function of `damage`, one of CLASSES, and `seed`; a good bottle's mask is all 0.
+    A pure function of `damage`, one of CLASSES, and `seed`; a good bottle's mask is all 0. before: the same
+    bottle before it was damaged, with the mask of the damage.
     """
     index = CLASSES.index(damage)
     rng = np.random.default_rng([index, seed])
     bottle = _bottle(rng, size)
+    whole = bottle.image.copy()
     mask = np.zeros((size, size), np.uint8)
     if damage in DAMAGES:
         mask[DAMAGES[damage](rng, bottle) > 0.5] = index + 1
-    focus = gaussian_filter(bottle.image, (0, LENS * size, LENS * size), mode="nearest")
+    focus = gaussian_filter(whole if before else bottle.image, (0, LENS * size, LENS * size), mode="nearest")
     return to_uint8(focus), mask
 
 

@@ -39,12 +39,14 @@ def message(error: BaseException) -> str | None:
     return None
 
 
-class _Signals:
-    """While the block runs, Ctrl-C and SIGTERM raise KeyboardInterrupt; a second one leaves at once."""
+class Signals:
+    """While the block runs, the first Ctrl-C or SIGTERM is `seen` and calls `first`; the next ends it all."""
 
-    def __enter__(self) -> _Signals:
-        self.seen = False
-        self._usual = {number: signal.signal(number, self._interrupt)
+    def __init__(self, first: Callable[[], None]) -> None:
+        self.first, self.seen = first, False
+
+    def __enter__(self) -> Signals:
+        self._usual = {number: signal.signal(number, self._note)
                        for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
@@ -52,11 +54,15 @@ class _Signals:
         for number, handler in self._usual.items():
             signal.signal(number, handler)
 
-    def _interrupt(self, number: int, frame: object) -> None:
+    def _note(self, number: int, frame: object) -> None:
         self.seen = True
-        for number in self._usual:
+        for number in self._usual:  # by the system: Python would first finish what it is computing
             signal.signal(number, signal.SIG_DFL)
-        raise KeyboardInterrupt
+        self.first()
+
+
+def _interrupt() -> None:
+    raise KeyboardInterrupt
 
 
 def run(main: Callable[[], None]) -> None:
@@ -69,7 +75,7 @@ def run(main: Callable[[], None]) -> None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (for as long as the process lives)
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be text
         sys.stdout.reconfigure(errors="backslashreplace")
-    with _Signals() as signals:
+    with Signals(_interrupt) as signals:
         try:
             main()
             sys.stdout.flush()

@@ -23,6 +23,7 @@ from evaluation_data import Side, Sides, load_sides
 from features import FeatureStore, read_square
 from fidelity import sources_in
 from files import remove_leftovers, save_image, save_json, save_text
+from folders import Photo
 from locks import locked
 from machine import choose_device
 from measures import (
@@ -30,6 +31,7 @@ from measures import (
     COPY,
     GENERATED,
     PASTED,
+    RENDERED,
     Findings,
     count_images,
     groups_of,
@@ -44,13 +46,15 @@ from memorisation import closest_pairs
 from networks import Network, NetworkConfig, WeightsMissing, load_clip, load_network, pixels
 from pictures import grid, tensor_to_image
 from processes import together
+from rendering import render
 from report import chart, table
 from report_page import page
+from sd.weights import load_vae
 
 EXAMPLE = """example:
   python evaluate.py --real DS-MVTec/bottle --fake generated/bottle
   python evaluate.py --real my/bottle --fake generated/bottle --ckpt runs/bottle-class --downstream
-  python evaluate.py --real demo/bottle --fake demo/generated --features tiny --judge tiny
+  python evaluate.py --real demo/bottle --fake demo/generated --base tiny --features tiny --judge tiny
 """
 SHOWN = 6  # images a class beside each other
 
@@ -67,6 +71,9 @@ class Config(NetworkConfig):
     ckpt: str | None = flag(None, "checkpoint that drew --fake: it tells which real images it was trained on "
                             "(default: unknown, so none count as held out)", group="what")
     skip_unreadable: bool = flag(False, "leave out damaged files and count the rest", group="what")
+    base: str | None = flag(None, "the base that drew --fake: also measure the training images as its VAE "
+                            "draws them, the most that can be reached on it, and let judges learn from such "
+                            "too (default: not)", group="what")
     clip: str | None = flag(None, "hub id or folder of a CLIP model, for CMMD (default: no CMMD)",
                             group="networks")
     seed: int = flag(42, "seed of folds, bootstrap and judges", group="how", minimum=0)
@@ -100,9 +107,13 @@ def load_networks(config: Config, device: torch.device, findings: Findings) -> d
     return networks
 
 
-def gather(config: Config, sides: Sides, findings: Findings, out: Path) -> dict[str, Side]:
+def gather(config: Config, sides: Sides, twins: dict[Path, Photo], findings: Findings,
+           out: Path) -> dict[str, Side]:
     """The sets of images that are measured: the generated ones, and the controls but held-out real ones."""
-    rows = {GENERATED: sides.fake, COPY: sides.reference[np.isin(sides.reference.label, sides.chosen)]}
+    training = sides.reference[np.isin(sides.reference.label, sides.chosen)]
+    rows = {GENERATED: sides.fake, COPY: training}
+    if twins:
+        rows[RENDERED] = Side([twins[photo.image] for photo in training.photos], training.label)
     try:
         rows[PASTED] = cut_and_paste(sides.reference, sides.classes, *wanted_of(sides),
                                      out / "cut_and_paste", config.seed, config.orientation)
@@ -111,8 +122,17 @@ def gather(config: Config, sides: Sides, findings: Findings, out: Path) -> dict[
     return rows
 
 
-def measure(config: Config, sides: Sides, rows: dict[str, Side], networks: dict[str, Network],
-            findings: Findings, out: Path) -> dict[str, Image.Image]:
+def through_vae(config: Config, sides: Sides, device: torch.device, out: Path) -> dict[Path, Photo]:
+    """With --base the real photos as its VAE draws them, by the original's file."""
+    if config.base is None:
+        return {}
+    vae = load_vae(config.base, device=device, dtype=torch.float32)
+    everything = sides.reference + sides.held_out if sides.held_out else sides.reference
+    return render(everything, sides.classes, vae, wanted_of(sides)[1], out / "through_vae")
+
+
+def measure(config: Config, sides: Sides, rows: dict[str, Side], twins: dict[Path, Photo],
+            networks: dict[str, Network], findings: Findings, out: Path) -> dict[str, Image.Image]:
     """Fill `findings`; returns the sheet of closest pairs by its title."""
     def store(network: Network) -> FeatureStore:
         return FeatureStore(network, out / "features", config.batch_size, config.workers)
@@ -126,9 +146,9 @@ def measure(config: Config, sides: Sides, rows: dict[str, Side], networks: dict[
     if "clip" in networks:
         measure_cmmd(findings, rows, sides, store(networks["clip"]))
     if "judge" in networks:
-        judges, real = hire_judges(sides, networks["judge"], config.folds, config.judge_epochs, config.seed,
-                                   config.orientation)
-        measure_judgement(findings, rows, sides, judges, real, config.batch_size, config.workers)
+        judges, tested = hire_judges(sides, networks["judge"], config.folds, config.judge_epochs, config.seed,
+                                     config.orientation, twins)
+        measure_judgement(findings, rows, sides, judges, tested, config.batch_size, config.workers)
         if config.downstream:
             help_training(config, sides, rows, networks["judge"], findings, out)
     try:
@@ -212,8 +232,9 @@ def evaluate(config: Config) -> None:
     print(f"{len(sides.fake)} generated images against {len(sides.reference)} training images"
           + (f", {len(sides.held_out)} real ones held out" if sides.held_out else ""), file=sys.stderr)
     networks = load_networks(config, device, findings)
-    rows = gather(config, sides, findings, out)
-    pairs = measure(config, sides, rows, networks, findings, out)
+    twins = through_vae(config, sides, device, out)
+    rows = gather(config, sides, twins, findings, out)
+    pairs = measure(config, sides, rows, twins, networks, findings, out)
     warn(config, sides, findings, networks)
 
     fid = networks["features"].fid if "features" in networks else "FID"

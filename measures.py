@@ -11,7 +11,7 @@ from comparison import Number, compare, compare_halves, judged_numbers, number
 from evaluation_data import Side, Sides
 from features import FeatureStore
 from fidelity import averaged, fidelity_numbers
-from folders import is_good
+from folders import Photo, is_good
 from judge import Judges, confusion, stratified_folds, train_judges
 from memorisation import Space, memorised_numbers, orientations
 from metrics import mmd, rbf
@@ -20,7 +20,9 @@ from networks import Network
 ALL = "all"
 CROPPED = ("fid", "fid_equal", "kid")
 GENERATED, HELD_OUT, COPY, PASTED = "generated", "held-out real", "copy of training", "cut and paste"
+RENDERED = "through the VAE"  # the training images, as the base's VAE draws them
 REAL_ONLY = "real only"  # of downstream training alone
+Tested = dict[str, tuple[np.ndarray, np.ndarray]]  # row -> classes (N,), and what they were taken for (N,)
 
 
 @dataclass
@@ -117,33 +119,39 @@ def measure_memorisation(findings: Findings, rows: dict[str, Side], sides: Sides
     return nearness[GENERATED]
 
 
-def hire_judges(sides: Sides, network: Network, folds: int, epochs: int, seed: int,
-                orientation: str) -> tuple[Judges, Side]:
-    """Judges, and the real images, all unseen by the judge that saw them, that set the ceiling.
+def hire_judges(sides: Sides, network: Network, folds: int, epochs: int, seed: int, orientation: str,
+                twins: dict[Path, Photo]) -> tuple[Judges, Tested]:
+    """Judges, and what they took those real images for that they had not seen.
 
     Where it is known which real images the generator never saw, one judge learns from these alone and is
-    tested on the generator's. Else folds take turns.
+    tested on the generator's. Else folds take turns. twins: the same images as the VAE draws them, if judges
+    are to learn from these too; an image and its twin are always in the same fold.
     """
     if sides.held_out is None:
         real, fold = sides.real, stratified_folds(sides.real.label, sides.classes, folds, seed)
     else:
         real = sides.held_out + sides.reference
         fold = np.repeat([-1, 0], [len(sides.held_out), len(sides.reference)])
-    judges = train_judges(network, real.photos, real.label, len(sides.classes), fold, epochs, seed,
-                          orientation)
+    sets = {HELD_OUT: real.photos}
+    if twins:
+        sets[RENDERED] = [twins[photo.image] for photo in real.photos]
+    judges = train_judges(network, sum(sets.values(), []), np.tile(real.label, len(sets)), len(sides.classes),
+                          np.tile(fold, len(sets)), epochs, seed, orientation)
     tested = fold >= 0
-    return Judges(judges.models, judges.held_out[tested], judges.size), real[tested]
+    return judges, {row: (real.label[tested], taken_for[tested])
+                    for row, taken_for in zip(sets, np.split(judges.held_out, len(sets)), strict=True)}
 
 
-def measure_judgement(findings: Findings, rows: dict[str, Side], sides: Sides, judges: Judges, real: Side,
-                      batch_size: int, workers: int) -> None:
+def measure_judgement(findings: Findings, rows: dict[str, Side], sides: Sides, judges: Judges,
+                      tested: Tested, batch_size: int, workers: int) -> None:
     """DCA, its ratio to the ceiling, confusion matrices."""
-    judged = {row: (side.label, judges(side.photos, batch_size, workers)) for row, side in rows.items()}
-    judged[HELD_OUT] = real.label, judges.held_out
+    judged = {row: (side.label, judges(side.photos, batch_size, workers))
+              for row, side in rows.items() if row not in tested} | tested
+    is_real, real_as = tested[HELD_OUT]
     for row, (label, taken_for) in judged.items():
         findings.confusions[row] = confusion(label, taken_for, len(sides.classes)).tolist()
         for group, ids in groups_of(sides).items():
-            ceiling = (judges.held_out == real.label)[np.isin(real.label, ids)]
+            ceiling = (real_as == is_real)[np.isin(is_real, ids)]
             findings.add(row, group, judged_numbers((taken_for == label)[np.isin(label, ids)], ceiling))
 
 

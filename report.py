@@ -8,10 +8,11 @@ import numpy as np
 from PIL import Image
 
 from comparison import Number
-from measures import ALL, COPY, GENERATED, HELD_OUT, PASTED, REAL_ONLY, Findings
+from measures import ALL, COPY, GENERATED, HELD_OUT, PASTED, REAL_ONLY, RENDERED, Findings
 
-ROWS = (GENERATED, HELD_OUT, PASTED, COPY, REAL_ONLY)
-COLOURS = dict(zip(ROWS, ("tab:blue", "tab:green", "tab:orange", "tab:red", "tab:gray"), strict=True))
+ROWS = (GENERATED, RENDERED, HELD_OUT, PASTED, COPY, REAL_ONLY)
+COLOURS = dict(zip(ROWS, ("tab:blue", "tab:purple", "tab:green", "tab:orange", "tab:red", "tab:gray"),
+                   strict=True))
 
 
 class Column(NamedTuple):
@@ -37,7 +38,8 @@ SECTIONS = (
              Column("dca_ratio", "DCA / ceiling")),
             "DCA: the share of images that a classifier, trained on real images, takes for the damage type "
             "asked for. The ceiling is its share on real images that it was not trained on (row held-out "
-            "real): more cannot be expected. Copies of the training set score high too."),
+            "real): more cannot be expected. Copies of the training set score high too. Row through the VAE "
+            "(--base): the training images as the base's VAE draws them, the most a generator on it can do."),
     Section("Are they copies?",
             (Column("copies", "copies %", 100, 0), Column("nearest_feature", "nearest, features"),
              Column("nearest_pixel", "nearest, pixels")),
@@ -136,7 +138,7 @@ def chart(findings: Findings, classes: list[str], fid: str) -> Image.Image:
               Column("fid_equal", f"{fid} at equal numbers (lower is better)"),
               Column("kid", "KID x1000 (lower is better)", 1000)]
     panels = [column for column in panels if findings.get(GENERATED, ALL, column.name)]
-    matrices = [row for row in (GENERATED, HELD_OUT) if row in findings.confusions]
+    matrices = [row for row in (GENERATED, HELD_OUT, RENDERED) if row in findings.confusions]
     height = (len(panels) + 1) // 2 + (len(matrices) + 1) // 2
     figure = Figure(figsize=(12.8, 3.8 * height), dpi=100, layout="constrained")
     figure.get_layout_engine().set(h_pad=0.12)
@@ -155,12 +157,13 @@ def chart(findings: Findings, classes: list[str], fid: str) -> Image.Image:
 def _dots(axes: Any, findings: Findings, column: Column) -> None:
     """One dot with its interval for each row and group."""
     groups = list(findings.numbers[GENERATED])
-    for place, row in enumerate(row for row in ROWS if row in findings.numbers):
+    rows = [row for row in ROWS if row in findings.numbers]
+    for place, row in enumerate(rows):
         found = [(x, number) for x, group in enumerate(groups)
                  if (number := findings.get(row, group, column.name)) and number["value"] is not None]
         if not found:
             continue
-        x = [x + 0.16 * (place - 1.5) for x, _ in found]
+        x = [x + 0.64 / len(rows) * (place - (len(rows) - 1) / 2) for x, _ in found]
         value, low, high = (np.array([n["value"] if n[key] is None else n[key] for _, n in found])
                             for key in ("value", "low", "high"))
         value, low, high = value * column.scale, low * column.scale, high * column.scale
@@ -181,5 +184,5 @@ def _matrix(axes: Any, counts: list[list[int]], classes: list[str], title: str) 
             axes.text(j, i, count, ha="center", va="center", color="white" if shares[i, j] > 0.6 else "black")
     axes.set_xticks(range(len(classes)), classes, fontsize=8, rotation=20)
     axes.set_yticks(range(len(classes)), classes, fontsize=8)
-    axes.set(xlabel="judged as", ylabel="is" if title == HELD_OUT else "asked for")
+    axes.set(xlabel="judged as", ylabel="asked for" if title == GENERATED else "is")
     axes.set_title(f"{title} images, judged", fontsize=11)

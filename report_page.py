@@ -53,7 +53,8 @@ def page(findings: Findings, about: dict[str, str], pictures: dict[str, Image.Im
                      f"src='data:image/png;base64,{data}'></div>")
     parts.append("<h2>How this was measured</h2><p class=how>Brackets: 95 % intervals. Each row beside the "
                  "generated one is a control: real images held out, real damage cut out and pasted onto "
-                 "good images, and the training images themselves.</p><dl>")
+                 "good images, the training images themselves, and with --base as its VAE draws them.</p>"
+                 "<dl>")
     parts += [f"<dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd>" for name, text in about.items()]
     return "\n".join([*parts, "</dl></html>"]) + "\n"
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import os
-import signal
 import statistics
 import sys
 import time
@@ -23,7 +22,7 @@ from tqdm import tqdm
 import processes
 from batches import Batch, Plan, load_steps
 from data import DefectDataset
-from errors import UserError
+from errors import Signals, UserError
 from header import Header
 from machine import peak_memory
 from previews import Preview, Shows, Validate
@@ -35,25 +34,10 @@ DIVERGED = ("step {step}: the loss is {loss:g}, its gradient's norm {norm:g}; {s
             "skipped for that. Lower --lr, use --clip 1 or --precision fp32; what step {saved} left is kept")
 
 
-class Interrupts:
-    """While the block runs, the first Ctrl-C or SIGTERM is only noted; the next ends the process at once."""
-
-    def __enter__(self) -> Interrupts:
-        self.seen = False
-        self._usual = {number: signal.signal(number, self._note)
-                       for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._usual.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: object) -> None:
-        self.seen = True
-        for number in self._usual:  # by the system: Python would first finish what it is computing
-            signal.signal(number, signal.SIG_DFL)
-        # Not print: it fails where the signal came amidst another print.
-        os.write(2, b"\nstopping after this step; once more to leave at once\n")
+def announce_stop() -> None:
+    """What a first signal does: the loop, which looks out for it, saves after the step."""
+    # Not print: it fails where the signal came amidst another print.
+    os.write(2, b"\nstopping after this step; once more to leave at once\n")
 
 
 def make_optimizer(config: RunConfig, *groups: tuple[list[nn.Parameter], float]) -> torch.optim.AdamW:
@@ -138,10 +122,10 @@ def train(config: RunConfig, folder: Path, dataset: DefectDataset, loss_fn: Call
     with run.opened(config.restart) as start:
         judged = validation and config.preview_every and processes.first()
         shows = Shows(config, plan, last, run, preview, validation() if judged else None)
-        with Interrupts() as interrupts:
+        with Signals(announce_stop) as signals:
             if start:
                 shows.catch_up(start - 1)
-            _loop(config, plan, range(start, last), dataset, loss_fn, run, shows, interrupts)
+            _loop(config, plan, range(start, last), dataset, loss_fn, run, shows, signals)
 
 
 class Saves:
@@ -174,7 +158,7 @@ class Saves:
 
 
 def _loop(config: RunConfig, plan: Plan, steps: range, dataset: DefectDataset,
-          loss_fn: Callable[[Batch], Tensor], run: RunFolder, shows: Shows, interrupts: Interrupts) -> None:
+          loss_fn: Callable[[Batch], Tensor], run: RunFolder, shows: Shows, signals: Signals) -> None:
     """Each step: its learning rate, its update, what is left of it."""
     micro_batch, saves, seconds = MicroBatch(config.batch_size), Saves(config, plan, steps, run), []
     with tqdm(initial=steps.start, total=steps.stop, unit="step",
@@ -195,7 +179,7 @@ def _loop(config: RunConfig, plan: Plan, steps: range, dataset: DefectDataset,
             bar.set_postfix(epoch=epoch + 1, loss=f"{loss:.4f}", skipped=run.skipped, refresh=False)
             bar.update()
 
-            stopping = processes.add_up(interrupts.seen) != [0]
+            stopping = processes.add_up(signals.seen) != [0]
             saves.after(step, loss, norm, stopping)
             if math.isfinite(loss):
                 shows.after(step, stopping)

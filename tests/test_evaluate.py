@@ -168,6 +168,26 @@ def test_a_checkpoint_tells_what_was_held_out(bottles: Path, tmp_path: Path) -> 
     assert numbers("copy of training")["n"]["value"] == 24
 
 
+def test_through_the_vae(bottles: Path, tmp_path: Path) -> None:
+    """What the base's VAE makes of the training images is a row, and judges learn from the like of it."""
+    assert run(bottles / "real", bottles / "fake", "--base", "tiny").status == 0
+    drawn, pasted = numbers("through the VAE"), numbers("cut and paste")
+    assert drawn["n"]["value"] == 24 and drawn["dca"]["n"] == 24  # by those that know neither it nor its twin
+    assert 0 < drawn["nearest_pixel"]["value"] < pasted["nearest_pixel"]["value"]
+    assert numbers("through the VAE", "broken_large")["crop_fid"]["value"] > 0
+    pictures = sorted(Path("out/through_vae/image").rglob("*.png"))
+    assert len(pictures) == 24 and len(list(Path("out/through_vae/mask").rglob("*_mask.png"))) == 18
+    real = np.asarray(Image.open(bottles / "real/image/good/000.png"), float)
+    assert min(np.abs(np.asarray(Image.open(path), float) - real).mean() for path in pictures) < 10
+
+    ckpt = checkpoint(tmp_path / "adapter.safetensors", bottles / "real", 4)
+    assert run(bottles / "real", bottles / "fake", "--ckpt", ckpt, "--base", "tiny", "--classes", "good",
+               "broken_small").status == 0
+    drawn = numbers("through the VAE")
+    assert drawn["n"]["value"] == 8 and drawn["dca"]["n"] == 8
+    assert run(bottles / "real", bottles / "fake", "--base", "x").failed_with("--base x", "no such file")
+
+
 def test_a_checkpoint_that_did_not_draw_these(bottles: Path, tmp_path: Path) -> None:
     ckpt = checkpoint(tmp_path / "adapter.safetensors", bottles / "real", 4)
     fake = Path(shutil.copytree(bottles / "fake", "fake"))

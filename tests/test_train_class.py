@@ -28,6 +28,7 @@ import pictures
 import run_folder
 import train_class
 import training
+from errors import Signals
 
 __all__ = ["place"]
 SHORT = ("--resolution", 64, "--preview-every", 0, "--no-validate")
@@ -195,7 +196,7 @@ def test_signals_are_handed_back(place: Place) -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     trained(place, "--max-steps", 1)
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
-    with training.Interrupts() as interrupts:
+    with Signals(training.announce_stop) as interrupts:
         signal.raise_signal(signal.SIGINT)
         assert interrupts.seen
         assert signal.getsignal(signal.SIGINT) == signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

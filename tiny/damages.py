@@ -77,6 +77,7 @@ def _shatter(
 
 
 def notch(rng: Generator, image: Array, product: Product, spot: Spot) -> tuple[Array, str]:
+    """A bite out of the edge, down to what lies behind: round, a V, or ragged."""
     style = rng.random()
     if style < 0.25:
         bite = disc(spot.grid, 0.8 * spot.extent)
@@ -102,6 +103,7 @@ def notch(rng: Generator, image: Array, product: Product, spot: Spot) -> tuple[A
 
 
 def chip(rng: Generator, image: Array, product: Product, spot: Spot) -> tuple[Array, str]:
+    """A flake broken off the edge, its facets bright or dark."""
     deeper = place(spot.grid, 0.4 * spot.extent, 0)
     bite = np.minimum(shard(spot.grid, rng, spot.extent), shard(deeper, rng, spot.extent))
     region = coverage(np.maximum(bite, product.body), spot.grid.pixel)
@@ -112,6 +114,7 @@ def chip(rng: Generator, image: Array, product: Product, spot: Spot) -> tuple[Ar
 
 
 def crack(rng: Generator, image: Array, product: Product, spot: Spot) -> tuple[Array, str]:
+    """A thin line with up to two forks."""
     start = (spot.x, spot.y)
     trunk = walk(rng, start, spot.angle, 2.2 * spot.extent, int(rng.integers(3, 6)), 0.5, 0.0)
     grid = make_grid(image.shape[1])
@@ -128,6 +131,7 @@ def crack(rng: Generator, image: Array, product: Product, spot: Spot) -> tuple[A
 
 
 def scratch(rng: Generator, image: Array, product: Product, spot: Spot) -> tuple[Array, str]:
+    """A slightly bent, thin streak."""
     bend = float(rng.uniform(1.5, 20.0)) * spot.extent  # radius of curvature
     across = np.abs(disc(spot.grid, bend, 0.0, bend))
     half = float(rng.uniform(0.010, 0.022))
@@ -140,6 +144,7 @@ def scratch(rng: Generator, image: Array, product: Product, spot: Spot) -> tuple
 
 
 def stain(rng: Generator, image: Array, product: Product, spot: Spot) -> tuple[Array, str]:
+    """A soft patch of another colour."""
     soft = float(rng.uniform(0.06, 0.14))
     region = coverage(blob(spot.grid, rng, 0.8 * spot.extent), soft) * coverage(product.body, spot.grid.pixel)
     rgb, hue, _ = _visible(rng, image, region, list(HUES), list(TONES))
@@ -148,6 +153,7 @@ def stain(rng: Generator, image: Array, product: Product, spot: Spot) -> tuple[A
 
 
 def blobs(rng: Generator, image: Array, product: Product, spot: Spot) -> tuple[Array, str]:
+    """One to four pieces of dirt."""
     count, size = int(rng.choice([1, 1, 2, 3, 4])), image.shape[1]
     radius = spot.extent * (0.7 if count == 1 else 0.5)
     drift = rng.uniform(-0.9, 0.9, (count, 2)) * spot.extent * (count > 1)
@@ -166,6 +172,7 @@ def blobs(rng: Generator, image: Array, product: Product, spot: Spot) -> tuple[A
 
 
 def fiber(rng: Generator, image: Array, product: Product, spot: Spot) -> tuple[Array, str]:
+    """A thread that lies on the product."""
     bend = float(rng.uniform(0.15, 0.6) * rng.choice([-1, 1]))
     start = (spot.x - spot.extent * math.cos(spot.angle), spot.y - spot.extent * math.sin(spot.angle))
     grid = make_grid(image.shape[1])
@@ -180,6 +187,7 @@ def fiber(rng: Generator, image: Array, product: Product, spot: Spot) -> tuple[A
 
 
 def film(rng: Generator, image: Array, product: Product, spot: Spot) -> tuple[Array, str]:
+    """A translucent flap over part of the product."""
     flap = place(spot.grid, 0.5 * spot.extent, 0.3 * spot.extent)
     distance = np.minimum(shard(spot.grid, rng, spot.extent), shard(flap, rng, 0.6 * spot.extent))
     region = coverage(distance, 1.5 * spot.grid.pixel) * _inside(product, spot.grid.pixel)
@@ -192,6 +200,7 @@ def film(rng: Generator, image: Array, product: Product, spot: Spot) -> tuple[Ar
 
 
 def dent(rng: Generator, image: Array, product: Product, spot: Spot) -> tuple[Array, str]:
+    """A bump or hollow, seen by its light and shade."""
     r = np.sqrt(spot.grid.x**2 + (spot.grid.y * float(rng.uniform(1.0, 1.8))) ** 2) * (1.0 / spot.extent)
     turn = product.light - spot.angle
     slope = spot.grid.x * math.cos(turn) + spot.grid.y * math.sin(turn)

@@ -1,4 +1,4 @@
-"""How each family of products is drawn: rings, glass, discs, caps, plates, tubes, nuts, gears, textures."""
+"""How each family of products is drawn: rings, glass, discs, caps, plates, tubes, nuts, gears."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ from tiny.shapes import (
     radial_profile,
     regular_polygon,
     ring,
-    smooth_noise,
     specular_arc,
 )
 
@@ -120,6 +119,7 @@ def glass(brush: Brush, inner: float) -> None:
 
 
 def round_glass(brush: Brush) -> tuple[Array, Array | None, str]:
+    """A vessel seen from above."""
     inner = float(brush.rng.uniform(0.35, 0.75))
     body = ring(brush.grid, inner, 1.0)
     opening(brush, inner)
@@ -129,6 +129,7 @@ def round_glass(brush: Brush) -> tuple[Array, Array | None, str]:
 
 
 def plain_ring(brush: Brush) -> tuple[Array, Array | None, str]:
+    """A ring, thin or broad, some with concentric waves."""
     rng, grid = brush.rng, brush.grid
     thin, concentric = chance(rng, 0.35), chance(rng, 0.3)
     inner = float(rng.uniform(0.68, 0.84) if thin else rng.uniform(0.3, 0.64))
@@ -146,6 +147,7 @@ def plain_ring(brush: Brush) -> tuple[Array, Array | None, str]:
 
 
 def round_plate(brush: Brush) -> tuple[Array, Array | None, str]:
+    """A disc with a glow, some with a groove."""
     rng, grid = brush.rng, brush.grid
     body = disc(grid, 1.0)
     alpha = coverage(body, grid.pixel)
@@ -161,6 +163,7 @@ def round_plate(brush: Brush) -> tuple[Array, Array | None, str]:
 
 
 def bottle_cap(brush: Brush) -> tuple[Array, Array | None, str]:
+    """A crown cap."""
     rng, grid = brush.rng, brush.grid
     r, theta = polar(grid)
     ridges = np.cos(theta * int(rng.integers(14, 25)))
@@ -174,6 +177,7 @@ def bottle_cap(brush: Brush) -> tuple[Array, Array | None, str]:
 
 
 def flat_plate(brush: Brush) -> tuple[Array, Array | None, str]:
+    """A rectangular plate with up to four holes."""
     rng, grid = brush.rng, brush.grid
     half_height = float(rng.uniform(0.45, 1.0))
     body = box(grid, 1.0, half_height, float(rng.uniform(0.03, 0.35)))
@@ -193,6 +197,7 @@ def flat_plate(brush: Brush) -> tuple[Array, Array | None, str]:
 
 
 def tube(brush: Brush) -> tuple[Array, Array | None, str]:
+    """A rod that crosses the picture, lit from the side."""
     rng, grid = brush.rng, brush.grid
     radius = float(rng.uniform(0.25, 0.6))
     body = box(grid, 1.15, radius, float(rng.uniform(0.0, 0.15)))
@@ -205,6 +210,7 @@ def tube(brush: Brush) -> tuple[Array, Array | None, str]:
 
 
 def nut(brush: Brush) -> tuple[Array, Array | None, str]:
+    """A nut of four, six or eight sides."""
     rng, grid = brush.rng, brush.grid
     hole = disc(grid, float(rng.uniform(0.3, 0.6)))
     body = np.maximum(regular_polygon(grid, int(rng.choice([4, 6, 6, 8])), 0.9), -hole)
@@ -215,6 +221,7 @@ def nut(brush: Brush) -> tuple[Array, Array | None, str]:
 
 
 def gear(brush: Brush) -> tuple[Array, Array | None, str]:
+    """A toothed wheel."""
     rng, grid = brush.rng, brush.grid
     r, theta = polar(grid)
     hole = disc(grid, float(rng.uniform(0.15, 0.5)))
@@ -224,38 +231,3 @@ def gear(brush: Brush) -> tuple[Array, Array | None, str]:
     paint(brush.image, brush.colour, alpha)
     bevel(brush.image, body, grid, alpha, brush.light, 0.1, float(rng.uniform(0.05, 0.3)))
     return body, hole, "plain"
-
-
-def _cover(brush: Brush, pattern: Array, contrast: float) -> tuple[Array, None, str]:
-    """Fill the whole picture with the colour, modulated by `pattern` of about unit size."""
-    level = 1.0 + contrast * pattern
-    brush.image[:] = np.clip(brush.colour[:, None, None] * level + 0.15 * (level - 1.0), 0.0, 1.0)
-    return np.full_like(pattern, -1.0), None, "plain"
-
-
-def fabric(brush: Brush) -> tuple[Array, Array | None, str]:
-    grid, rng = brush.grid, brush.rng
-    pattern = np.sin(grid.x * float(rng.uniform(12, 40)) + 0.5 * smooth_noise(rng, grid.x.shape[0], 3))
-    return _cover(brush, pattern, float(rng.uniform(0.08, 0.3)))
-
-
-def lattice(brush: Brush) -> tuple[Array, Array | None, str]:
-    grid, rng = brush.grid, brush.rng
-    pitch = float(rng.uniform(0.25, 0.6))
-    width = pitch * float(rng.uniform(0.12, 0.3))
-    lines = [np.abs(axis - pitch * np.round(axis * (1.0 / pitch))) - 0.5 * width for axis in (grid.x, grid.y)]
-    bars = 2.0 * coverage(np.minimum(*lines), 1.5 * grid.pixel) - 1.0
-    return _cover(brush, bars, float(rng.uniform(0.15, 0.4)))
-
-
-def wood(brush: Brush) -> tuple[Array, Array | None, str]:
-    grid, rng = brush.grid, brush.rng
-    warp = smooth_noise(rng, grid.x.shape[0], 2, 4)
-    return _cover(brush, np.sin(grid.x * float(rng.uniform(8, 22)) + float(rng.uniform(1, 3)) * warp), 0.2)
-
-
-def marble(brush: Brush) -> tuple[Array, Array | None, str]:
-    rng, size = brush.rng, brush.grid.x.shape[0]
-    cloud = smooth_noise(rng, size, 3)
-    veins = np.exp(-6.0 * np.abs(cloud + 0.4 * smooth_noise(rng, size, 7)))
-    return _cover(brush, 0.3 * smooth_noise(rng, size, 5) - veins, 0.3)

@@ -14,20 +14,17 @@ from tiny.families import (
     Family,
     bottle_cap,
     colour,
-    fabric,
     flat_plate,
     gear,
-    lattice,
-    marble,
     nut,
     pick,
     plain_ring,
     round_glass,
     round_plate,
     tube,
-    wood,
 )
 from tiny.shapes import Array, Generator, glow, make_grid, place
+from tiny.textures import fabric, lattice, marble, wood
 
 BACKGROUNDS = ("on-white", "on-grey", "on-dark", "on-colour")
 
