@@ -35,11 +35,10 @@ from measures import (
     Findings,
     count_images,
     groups_of,
-    hire_judges,
     measure_cmmd,
+    measure_dca,
     measure_distances,
     measure_fidelity,
-    measure_judgement,
     measure_memorisation,
 )
 from memorisation import closest_pairs
@@ -72,8 +71,8 @@ class Config(NetworkConfig):
                             "(default: unknown, so none count as held out)", group="what")
     skip_unreadable: bool = flag(False, "leave out damaged files and count the rest", group="what")
     base: str | None = flag(None, "the base that drew --fake: also measure the training images as its VAE "
-                            "draws them, the most that can be reached on it, and let judges learn from such "
-                            "too (default: not)", group="what")
+                            "draws them, the most that can be reached on it, and judge by judges who learnt "
+                            "from such (default: not)", group="what")
     clip: str | None = flag(None, "hub id or folder of a CLIP model, for CMMD (default: no CMMD)",
                             group="networks")
     seed: int = flag(42, "seed of folds, bootstrap and judges", group="how", minimum=0)
@@ -146,9 +145,8 @@ def measure(config: Config, sides: Sides, rows: dict[str, Side], twins: dict[Pat
     if "clip" in networks:
         measure_cmmd(findings, rows, sides, store(networks["clip"]))
     if "judge" in networks:
-        judges, tested = hire_judges(sides, networks["judge"], config.folds, config.judge_epochs, config.seed,
-                                     config.orientation, twins)
-        measure_judgement(findings, rows, sides, judges, tested, config.batch_size, config.workers)
+        measure_dca(findings, rows, sides, twins, networks["judge"], config.orientation, config.folds,
+                    config.judge_epochs, config.seed, (config.batch_size, config.workers))
         if config.downstream:
             help_training(config, sides, rows, networks["judge"], findings, out)
     try:

@@ -22,7 +22,7 @@ CROPPED = ("fid", "fid_equal", "kid")
 GENERATED, HELD_OUT, COPY, PASTED = "generated", "held-out real", "copy of training", "cut and paste"
 RENDERED = "through the VAE"  # the training images, as the base's VAE draws them
 REAL_ONLY = "real only"  # of downstream training alone
-Tested = dict[str, tuple[np.ndarray, np.ndarray]]  # row -> classes (N,), and what they were taken for (N,)
+BY_VAE = "vae_"  # before the names of numbers by judges who learnt from what the VAE draws
 
 
 @dataclass
@@ -119,40 +119,50 @@ def measure_memorisation(findings: Findings, rows: dict[str, Side], sides: Sides
     return nearness[GENERATED]
 
 
+def measure_dca(findings: Findings, rows: dict[str, Side], sides: Sides, twins: dict[Path, Photo],
+                network: Network, orientation: str, folds: int, epochs: int, seed: int,
+                loading: tuple[int, int]) -> None:
+    """DCA by judges of real photos; with twins, the photos as a VAE draws them, also by judges of these.
+
+    loading: batch size and workers.
+    """
+    how = network, folds, epochs, seed, orientation
+    measure_judgement(findings, rows, sides, *hire_judges(sides, *how, {}), loading)
+    if twins:
+        measure_judgement(findings, {GENERATED: rows[GENERATED]}, sides, *hire_judges(sides, *how, twins),
+                          loading, RENDERED, BY_VAE)
+
+
 def hire_judges(sides: Sides, network: Network, folds: int, epochs: int, seed: int, orientation: str,
-                twins: dict[Path, Photo]) -> tuple[Judges, Tested]:
-    """Judges, and what they took those real images for that they had not seen.
+                twins: dict[Path, Photo]) -> tuple[Judges, Side]:
+    """Judges, and the real images, all unseen by the judge that saw them, that set the ceiling.
 
     Where it is known which real images the generator never saw, one judge learns from these alone and is
-    tested on the generator's. Else folds take turns. twins: the same images as the VAE draws them, if judges
-    are to learn from these too; an image and its twin are always in the same fold.
+    tested on the generator's. Else folds take turns. twins: what to take in place of the real images.
     """
     if sides.held_out is None:
         real, fold = sides.real, stratified_folds(sides.real.label, sides.classes, folds, seed)
     else:
         real = sides.held_out + sides.reference
         fold = np.repeat([-1, 0], [len(sides.held_out), len(sides.reference)])
-    sets = {HELD_OUT: real.photos}
-    if twins:
-        sets[RENDERED] = [twins[photo.image] for photo in real.photos]
-    judges = train_judges(network, sum(sets.values(), []), np.tile(real.label, len(sets)), len(sides.classes),
-                          np.tile(fold, len(sets)), epochs, seed, orientation)
+    real = Side([twins.get(photo.image, photo) for photo in real.photos], real.label)
+    judges = train_judges(network, real.photos, real.label, len(sides.classes), fold, epochs, seed,
+                          orientation)
     tested = fold >= 0
-    return judges, {row: (real.label[tested], taken_for[tested])
-                    for row, taken_for in zip(sets, np.split(judges.held_out, len(sets)), strict=True)}
+    return Judges(judges.models, judges.held_out[tested], judges.size), real[tested]
 
 
-def measure_judgement(findings: Findings, rows: dict[str, Side], sides: Sides, judges: Judges,
-                      tested: Tested, batch_size: int, workers: int) -> None:
-    """DCA, its ratio to the ceiling, confusion matrices."""
-    judged = {row: (side.label, judges(side.photos, batch_size, workers))
-              for row, side in rows.items() if row not in tested} | tested
-    is_real, real_as = tested[HELD_OUT]
+def measure_judgement(findings: Findings, rows: dict[str, Side], sides: Sides, judges: Judges, real: Side,
+                      loading: tuple[int, int], ceiling_row: str = HELD_OUT, prefix: str = "") -> None:
+    """DCA, its ratio to the ceiling (the row of `real`), confusion matrices; named with `prefix`."""
+    judged = {row: (side.label, judges(side.photos, *loading)) for row, side in rows.items()}
+    judged[ceiling_row] = real.label, judges.held_out
     for row, (label, taken_for) in judged.items():
-        findings.confusions[row] = confusion(label, taken_for, len(sides.classes)).tolist()
+        findings.confusions[prefix + row] = confusion(label, taken_for, len(sides.classes)).tolist()
         for group, ids in groups_of(sides).items():
-            ceiling = (real_as == is_real)[np.isin(is_real, ids)]
-            findings.add(row, group, judged_numbers((taken_for == label)[np.isin(label, ids)], ceiling))
+            ceiling = (judges.held_out == real.label)[np.isin(real.label, ids)]
+            numbers = judged_numbers((taken_for == label)[np.isin(label, ids)], ceiling)
+            findings.add(row, group, {prefix + name: number for name, number in numbers.items()})
 
 
 def measure_fidelity(findings: Findings, rows: dict[str, Side], sides: Sides,

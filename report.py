@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from comparison import Number
-from measures import ALL, COPY, GENERATED, HELD_OUT, PASTED, REAL_ONLY, RENDERED, Findings
+from measures import ALL, BY_VAE, COPY, GENERATED, HELD_OUT, PASTED, REAL_ONLY, RENDERED, Findings
 
 ROWS = (GENERATED, RENDERED, HELD_OUT, PASTED, COPY, REAL_ONLY)
 COLOURS = dict(zip(ROWS, ("tab:blue", "tab:purple", "tab:green", "tab:orange", "tab:red", "tab:gray"),
@@ -35,11 +35,14 @@ class Section(NamedTuple):
 SECTIONS = (
     Section("Do they show the damage that was asked for?",
             (Column("n", "images", decimals=0), Column("dca", "DCA %", 100, 0),
-             Column("dca_ratio", "DCA / ceiling")),
+             Column("dca_ratio", "DCA / ceiling"), Column("vae_dca", "DCA, VAE %", 100, 0),
+             Column("vae_dca_ratio", "of its ceiling")),
             "DCA: the share of images that a classifier, trained on real images, takes for the damage type "
             "asked for. The ceiling is its share on real images that it was not trained on (row held-out "
-            "real): more cannot be expected. Copies of the training set score high too. Row through the VAE "
-            "(--base): the training images as the base's VAE draws them, the most a generator on it can do."),
+            "real): more cannot be expected. Copies of the training set score high too. With --base: row "
+            "through the VAE is the training images as the base's VAE draws them, the most a generator on it "
+            "can do; DCA, VAE is by classifiers that learnt from real images drawn so, for sharp photos teach"
+            " little about soft pictures. Its ceiling is that row's."),
     Section("Are they copies?",
             (Column("copies", "copies %", 100, 0), Column("nearest_feature", "nearest, features"),
              Column("nearest_pixel", "nearest, pixels")),
@@ -138,7 +141,8 @@ def chart(findings: Findings, classes: list[str], fid: str) -> Image.Image:
               Column("fid_equal", f"{fid} at equal numbers (lower is better)"),
               Column("kid", "KID x1000 (lower is better)", 1000)]
     panels = [column for column in panels if findings.get(GENERATED, ALL, column.name)]
-    matrices = [row for row in (GENERATED, HELD_OUT, RENDERED) if row in findings.confusions]
+    matrices = [row for row in (GENERATED, HELD_OUT, BY_VAE + GENERATED, BY_VAE + RENDERED)
+                if row in findings.confusions]
     height = (len(panels) + 1) // 2 + (len(matrices) + 1) // 2
     figure = Figure(figsize=(12.8, 3.8 * height), dpi=100, layout="constrained")
     figure.get_layout_engine().set(h_pad=0.12)
@@ -184,5 +188,6 @@ def _matrix(axes: Any, counts: list[list[int]], classes: list[str], title: str) 
             axes.text(j, i, count, ha="center", va="center", color="white" if shares[i, j] > 0.6 else "black")
     axes.set_xticks(range(len(classes)), classes, fontsize=8, rotation=20)
     axes.set_yticks(range(len(classes)), classes, fontsize=8)
-    axes.set(xlabel="judged as", ylabel="asked for" if title == GENERATED else "is")
-    axes.set_title(f"{title} images, judged", fontsize=11)
+    axes.set(xlabel="judged as", ylabel="asked for" if title.endswith(GENERATED) else "is")
+    by = ", by judges of what the VAE draws" if title.startswith(BY_VAE) else ", judged"
+    axes.set_title(title.removeprefix(BY_VAE) + by, fontsize=11)

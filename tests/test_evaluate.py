@@ -14,6 +14,7 @@ import pytest
 import torch
 from bases import Outcome, command, rows
 from PIL import Image
+from torch import Tensor, nn
 from trees import make_product, picture, save, spoil
 
 import evaluate
@@ -172,7 +173,8 @@ def test_through_the_vae(bottles: Path, tmp_path: Path) -> None:
     """What the base's VAE makes of the training images is a row, and judges learn from the like of it."""
     assert run(bottles / "real", bottles / "fake", "--base", "tiny").status == 0
     drawn, pasted = numbers("through the VAE"), numbers("cut and paste")
-    assert drawn["n"]["value"] == 24 and drawn["dca"]["n"] == 24  # by those that know neither it nor its twin
+    assert drawn["n"]["value"] == drawn["vae_dca"]["n"] == 24 and drawn["vae_dca_ratio"]["value"] == 1
+    assert numbers("generated")["vae_dca"]["n"] == 16 and "vae_dca" not in pasted
     assert 0 < drawn["nearest_pixel"]["value"] < pasted["nearest_pixel"]["value"]
     assert numbers("through the VAE", "broken_large")["crop_fid"]["value"] > 0
     pictures = sorted(Path("out/through_vae/image").rglob("*.png"))
@@ -184,8 +186,28 @@ def test_through_the_vae(bottles: Path, tmp_path: Path) -> None:
     assert run(bottles / "real", bottles / "fake", "--ckpt", ckpt, "--base", "tiny", "--classes", "good",
                "broken_small").status == 0
     drawn = numbers("through the VAE")
-    assert drawn["n"]["value"] == 8 and drawn["dca"]["n"] == 8
+    assert drawn["n"]["value"] == drawn["vae_dca"]["n"] == 8
     assert run(bottles / "real", bottles / "fake", "--base", "x").failed_with("--base x", "no such file")
+
+
+def test_judges_of_what_the_vae_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a VAE that makes negatives, judges of photos mix up what such judges know."""
+    class Negative(nn.Module):
+        quant_conv = nn.Conv2d(1, 1, 1)
+
+        def posterior(self, image: Tensor) -> tuple[Tensor, None]:
+            return -image, None
+
+        def decode(self, z_0: Tensor) -> Tensor:
+            return z_0
+
+    monkeypatch.setattr(evaluate, "load_vae", lambda base, **how: Negative())
+    real, fake = make_tones(tmp_path / "real", 0), make_tones(tmp_path / "fake", 100)
+    for path in fake.rglob("*.png"):
+        Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+    assert run(real, fake, "--base", "tiny", "--judge-epochs", 25).status == 0
+    found = numbers("generated")
+    assert found["dca"]["value"] == 0 and found["vae_dca"]["value"] == 1
 
 
 def test_a_checkpoint_that_did_not_draw_these(bottles: Path, tmp_path: Path) -> None:
