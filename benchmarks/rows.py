@@ -121,7 +121,8 @@ def table(place: Place, full: int) -> dict[str, Callable[[], Row]]:
     return {
         f"training step, {low}": lambda: training(place, low, full, steps),
         f"{guided}, one image, {low}": lambda: sampling(place, low, full, 1),
-        "training step, fp32": lambda: training(place, "fp32", full, steps),
+        "training step, fp32": lambda: training(place, "fp32", full, {name: steps[name] for name in
+                                                                      ("ours", BEST, STOCK)}),
         f"{guided}, one image, fp32": lambda: sampling(place, "fp32", half, 1),
         f"{guided}, eight images, {low}": lambda: sampling(place, low, half, 8),
         f"training step, inpainting, {low}": lambda: training(place, low, full, inpaint),
