@@ -55,7 +55,7 @@ paint: $(DEMO)/bottle.ready $(DEMO)/fresh.ready
 test: $(VENV)/test.ready
 	$(RUN) -m ruff check .
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -m "not slow"
-	$(RUN) -m pytest -m slow
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadgroup -m slow
 
 # the quick tests alone
 quick: $(VENV)/test.ready

@@ -19,7 +19,8 @@ from published import FP16, UNET_JSON, VAE_JSON
 from sd.unet import UNetConfig
 from sd.vae import VAEConfig
 
-pytestmark = pytest.mark.slow
+# One group: one process runs them one after the other, for each takes gigabytes.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("full size")]
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCHER = """
 import resource, subprocess, sys
