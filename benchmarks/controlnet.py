@@ -52,7 +52,8 @@ TRAIN = "--epochs 160 --batch-size 8 --accumulate 1 --ema 0.99 --preview-every 8
 # The literature's rates are for SD 1.5; the embedded base is narrow and takes larger ones.
 ARMS = {"whole": "--lr 2e-4", "rank 16": "--control-rank 16 --lr 1e-3",
         "rank 4": "--control-rank 4 --lr 1e-3"}
-DRAWING = Drawing(steps=25, guidance=2.0, eta=1.0)
+DRAWING = Drawing(steps=25)
+STEERS = {"": Steer(), ", --mask-guidance 2": Steer(mask_guidance=2.0)}
 AT_ONCE = 25
 SEED = 1  # of the bottles whose masks no training saw
 HALF_CELL = 4.0  # pixels
@@ -86,30 +87,31 @@ def overlaps(image: Tensor, good: Tensor, mask: Tensor) -> dict[str, float]:
 
 
 @torch.no_grad()
-def drawn(frozen: Generator, scale: float, name: str, class_id: int, masks: Tensor) -> Tensor:
+def drawn(frozen: Generator, steer: Steer, name: str, class_id: int, masks: Tensor) -> Tensor:
     """One image a mask (N,1,R,R), from noise that depends on `name` and the mask's number alone."""
     parts, resolution = [], frozen.header.resolution
     for first in range(0, len(masks), AT_ONCE):
         part = masks[first:first + AT_ONCE]
         parts.append(draw(frozen.unet, frozen.vae, frozen.context,
                           [(name, class_id, first + i) for i in range(len(part))], DRAWING, resolution,
-                          frozen.steered.control(list(part[:, 0].numpy()), [name] * len(part), Steer(scale))))
+                          frozen.steered.control(list(part[:, 0].numpy()), [name] * len(part), steer)))
     return torch.cat(parts)
 
 
-def measure(run: Path, masks: dict[str, Tensor], judge: torch.nn.Module, scale: float) -> dict[str, object]:
-    """IoU by class and the judge's confusion matrix of one arm, at one --control-scale."""
+def measure(run: Path, masks: dict[str, Tensor], judge: torch.nn.Module, steer: Steer) -> dict[str, object]:
+    """IoU by class and the judge's confusion matrix of one arm, steered in one way."""
     frozen = load_generator(run, base=None, strength=1.0, device=torch.device("cpu"), dtype=torch.float32)
     classes, images, labels, shares = frozen.header.classes, [], [], {}
     for class_id, name in enumerate(classes):
         wanted = masks[name]
-        images.append(drawn(frozen, scale, name, class_id, wanted))
+        images.append(drawn(frozen, steer, name, class_id, wanted))
         labels += [class_id] * len(wanted)
         if name != GOOD:
-            good = drawn(frozen, scale, name, classes.index(GOOD), torch.zeros_like(wanted))
+            plain = steer._replace(mask_guidance=1.0)  # from the empty mask to itself guides nothing
+            good = drawn(frozen, plain, name, classes.index(GOOD), torch.zeros_like(wanted))
             shares[name] = overlaps(images[-1], good, wanted)
     table = judged(judge, torch.cat(images), torch.tensor(labels))
-    describe(f"{run}, scale {scale:g}, IoU {shares}", table)
+    describe(f"{run}, {steer}, IoU {shares}", table)
     correct, total = int(table.trace()), int(table.sum())
     return {**by_measure(shares), "correct": correct, "total": total,
             "interval": wilson(correct, total), "confusion": table.tolist()}
@@ -165,10 +167,12 @@ def main() -> None:
         given = f"--data {work / 'bottle'} --class-ckpt {work / 'class'} --out {run} " \
                 f"--seed {arguments.seed} {TRAIN} {flags}"
         seconds = command("train_controlnet.py", given)
-        for scale in (1.0, 0.0):
-            rows.append({"arm": arm if scale else f"{arm}, without control",
-                         **measure(run, masks, judge, scale),
-                         "train": given, "train_seconds": round(seconds),
+        ways = {arm + how: steer for how, steer in STEERS.items()}
+        if not rows:  # the class checkpoint's UNet, which is the same in all arms
+            ways["without control"] = Steer(0.0)
+        for name, steer in ways.items():
+            rows.append({"arm": name, **measure(run, masks, judge, steer), "train": given,
+                         "train_seconds": round(seconds),
                          "checkpoint_bytes": (run / "adapter.safetensors").stat().st_size})
         result = {"date": datetime.date.today().isoformat(), "machine": platform.machine(),
                   "cores": os.cpu_count(), "torch": torch.__version__, "masks_a_class": arguments.per_class,
