@@ -1,7 +1,8 @@
 """A whole ControlNet against low-rank updates, on the embedded base: `python benchmarks/controlnet.py`.
 
 Each arm is trained by train_controlnet.py over one class checkpoint of the demo's flags, on the demo dataset,
-and then draws into 50 unseen masks a class. Measured are, for each arm and for its UNet without control,
+and then draws into 50 unseen masks a class, with guidance over the mask and without. Measured are, for each
+of these and for the UNet without control,
 
 - IoU: of an image and the one drawn from the same noise as `good`, the pixels that differ most, as many as
   the mask has, against the mask. No threshold is chosen; a change anywhere gets about half the mask's share.
