@@ -53,7 +53,7 @@ TRAIN = "--epochs 160 --batch-size 8 --accumulate 1 --ema 0.99 --preview-every 8
 # The literature's rates are for SD 1.5; the embedded base is narrow and takes larger ones.
 ARMS = {"whole": "--lr 2e-4", "rank 16": "--control-rank 16 --lr 1e-3",
         "rank 4": "--control-rank 4 --lr 1e-3"}
-DRAWING = Drawing(steps=25)
+DRAWING = Drawing(steps=25, eta=1.0)
 STEERS = {"": Steer(), ", --mask-guidance 2": Steer(mask_guidance=2.0)}
 AT_ONCE = 25
 SEED = 1  # of the bottles whose masks no training saw
