@@ -46,10 +46,12 @@ DIFFUSION = Diffusion()
 EXAMPLE = """example:
   python train_controlnet.py --data DS-MVTec/bottle --class-ckpt runs/bottle-class
   python train_controlnet.py --data DS-MVTec/bottle --class-ckpt runs/bottle-class \\
-      --init lllyasviel/control_v11p_sd15_seg --control-rank 32
+      --init lllyasviel/control_v11p_sd15_seg --control-rank 0
 Then: python sample.py --ckpt runs/bottle-control --out generated/bottle
-Defaults are those of the literature (Zhang et al. 2023 and their training notes): a learning rate of 1e-5 for
-a whole ControlNet, and large effective batches by accumulation rather than many small steps.
+Low-rank updates are the default: from few photos they obeyed masks better than a whole ControlNet, on the
+embedded base, and take a fraction of its memory. Else the defaults are those of the literature (Zhang et al.
+2023 and their training notes): a learning rate of 1e-5 for a whole ControlNet, and large effective batches by
+accumulation rather than many small steps.
 The same command goes on where it was interrupted.
 """
 
@@ -67,7 +69,7 @@ class Config(RunConfig):
                            group="run", minimum=1)
     epochs: int = flag(1000, "passes over the data", group="training", minimum=1, maximum=10**6)
     accumulate: int = flag(8, "batches an optimizer step", group="training", minimum=1, maximum=10**6)
-    lr: float | None = flag(None, "learning rate of AdamW (default: 1e-5, and 1e-4 with --control-rank)",
+    lr: float | None = flag(None, "learning rate of AdamW (default: 1e-4, and 1e-5 with --control-rank 0)",
                             group="training", above=0)
     lr_decay: list[str] = flag(["0=1"], "EPOCH=FACTOR of --lr from that epoch on; 0=1 for none",
                                group="training")
@@ -77,7 +79,7 @@ class Config(RunConfig):
     class_ckpt: str = flag(..., "run folder of train_class.py, or its adapter.safetensors", group="control")
     init: str | None = flag(None, "published ControlNet to begin with: hub id, diffusers folder or single "
                             ".safetensors file (default: a copy of the UNet's encoder)", group="control")
-    control_rank: int = flag(0, "train low-rank updates of the encoder instead of all its weights; 0: all",
+    control_rank: int = flag(16, "rank of the updates that the encoder's weights learn; 0: all weights learn",
                              group="control", minimum=0, maximum=1280)
     mask_dropout: float = flag(0.1, "share of images trained with an empty mask, for --mask-guidance",
                                group="control", minimum=0, maximum=0.9)

@@ -51,7 +51,7 @@ CLASS = "--base tiny --resolution 128 --epochs 120 --batch-size 8 --lr 2e-3 --lr
 TRAIN = "--epochs 160 --batch-size 8 --accumulate 1 --ema 0.99 --preview-every 80 --preview-steps 25 " \
         "--preview-guidance 2 --save-every 40"
 # The literature's rates are for SD 1.5; the embedded base is narrow and takes larger ones.
-ARMS = {"whole": "--lr 2e-4", "rank 16": "--control-rank 16 --lr 1e-3",
+ARMS = {"whole": "--control-rank 0 --lr 2e-4", "rank 16": "--control-rank 16 --lr 1e-3",
         "rank 4": "--control-rank 4 --lr 1e-3"}
 DRAWING = Drawing(steps=25, eta=1.0)
 STEERS = {"": Steer(), ", --mask-guidance 2": Steer(mask_guidance=2.0)}

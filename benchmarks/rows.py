@@ -113,7 +113,8 @@ def table(place: Place, full: int) -> dict[str, Callable[[], Row]]:
     inpaint = {"ours": ["train_inpaint.py", *QUIET], BEST: [PEER, "train", "--strategy", "inpaint"]}
 
     def control() -> Row:
-        whole = ["train_controlnet.py", *QUIET, "--accumulate", "1", "--class-ckpt", place.checkpoint(full)]
+        whole = ["train_controlnet.py", *QUIET, "--control-rank", "0", "--accumulate", "1",
+                 "--class-ckpt", place.checkpoint(full)]
         rival = [PEER, "train", "--strategy", "control"]
         return training(place, low, full, {"ours": whole, "diffusers": rival}, control_rank=0)
 

@@ -56,7 +56,9 @@ def stage_a(place: Place, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(place: Place, stage_a: Path, *arguments: object) -> Outcome:
-    return command(train_controlnet.main, "--data", place.data, "--class-ckpt", stage_a, *SHORT, *arguments)
+    """A whole ControlNet, unless a later flag says otherwise."""
+    return command(train_controlnet.main, "--data", place.data, "--class-ckpt", stage_a, *SHORT,
+                   "--control-rank", 0, *arguments)
 
 
 def trained(place: Place, stage_a: Path, *arguments: object) -> dict[str, Tensor]:
@@ -294,6 +296,8 @@ def test_another_class_checkpoint_in_the_same_place_is_another_run(place: Place,
 def test_the_learning_rate_follows_the_rank() -> None:
     parsed = [train_controlnet.Config(["x"], class_ckpt="a", control_rank=rank) for rank in (0, 8)]
     assert [config.lr for config in parsed] == [1e-5, 1e-4]
+    default = train_controlnet.Config(["x"], class_ckpt="a")
+    assert (default.control_rank, default.lr) == (16, 1e-4)
     assert train_controlnet.Config(["x"], class_ckpt="a", control_rank=8, lr=0.5).lr == 0.5
 
 
