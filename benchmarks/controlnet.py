@@ -167,13 +167,14 @@ def main() -> None:
         run = work / arm.replace(" ", "_")
         given = f"--data {work / 'bottle'} --class-ckpt {work / 'class'} --out {run} " \
                 f"--seed {arguments.seed} {TRAIN} {flags}"
+        begun = run.exists()  # by an earlier call, so that its seconds say nothing
         seconds = command("train_controlnet.py", given)
         ways = {arm + how: steer for how, steer in STEERS.items()}
         if not rows:  # the class checkpoint's UNet, which is the same in all arms
             ways["without control"] = Steer(0.0)
         for name, steer in ways.items():
             rows.append({"arm": name, **measure(run, masks, judge, steer), "train": given,
-                         "train_seconds": round(seconds),
+                         "train_seconds": None if begun else round(seconds),
                          "checkpoint_bytes": (run / "adapter.safetensors").stat().st_size})
         result = {"date": datetime.date.today().isoformat(), "machine": platform.machine(),
                   "cores": os.cpu_count(), "torch": torch.__version__, "masks_a_class": arguments.per_class,
