@@ -50,8 +50,7 @@ ABLATIONS: dict[str, dict[str, tuple[str, str]]] = {
                 "DPM-Solver++, 25 steps": ("", "--eta 0 --sampler dpm++"),
                 "eta 1, guidance in 200 to 800": ("", "--guidance-interval 200 800")},
     "context": {"class": ("", ""), "prompt": (f"--context prompt --embedding-lr 5e-3 {PROMPT}", "")},
-    "latent_variants": {"25 variants": ("", ""), "encoded at every step": ("--latent-variants 0", ""),
-                        "1 variant": ("--latent-variants 1", "")},
+    "latent_variants": {"25 variants": ("", ""), "encoded at every step": ("--latent-variants 0", "")},
     "defect_weight": {"weight 0": ("", ""), "weight 0.5": ("--defect-weight 0.5", ""),
                       "weight 0.75": ("--defect-weight 0.75", "")},
 }
