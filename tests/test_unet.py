@@ -68,9 +68,10 @@ def test_equals_diffusers_in_any_form(widths: list[int], layers: int, heads: int
                                       length: int) -> None:
     config = UNetConfig(block_out_channels=tuple(8 * width for width in widths), layers_per_block=layers,
                         cross_attention_dim=12, attention_head_dim=heads, norm_num_groups=groups)
-    ours, theirs = twin_unets(config)
-    inputs = inputs_for(config, length)
-    assert relative_error(ours(*inputs), theirs(*inputs).sample) <= 1e-5
+    ours, theirs = (twin.double() for twin in twin_unets(config))  # some narrow ones magnify rounding
+    z_t, t, context = inputs_for(config, length)
+    inputs = (z_t.double(), t, context.double())
+    assert relative_error(ours(*inputs), theirs(*inputs).sample) <= 1e-9
 
 
 @torch.no_grad()
