@@ -13,6 +13,7 @@ from PIL import Image
 
 import errors
 import processes
+from adapter import find_adapter, read_adapter
 from augmentation import ORIENTATIONS
 from config import flag, parse
 from controls import cut_and_paste
@@ -45,10 +46,9 @@ from memorisation import closest_pairs
 from networks import Network, NetworkConfig, WeightsMissing, load_clip, load_network, pixels
 from pictures import grid, tensor_to_image
 from processes import together
-from rendering import render
+from rendering import through_vae
 from report import chart, table
 from report_page import page
-from sd.weights import load_vae
 
 EXAMPLE = """example:
   python evaluate.py --real DS-MVTec/bottle --fake generated/bottle
@@ -121,13 +121,9 @@ def gather(config: Config, sides: Sides, twins: dict[Path, Photo], findings: Fin
     return rows
 
 
-def through_vae(config: Config, sides: Sides, device: torch.device, out: Path) -> dict[Path, Photo]:
-    """With --base the real photos as its VAE draws them, by the original's file."""
-    if config.base is None:
-        return {}
-    vae = load_vae(config.base, device=device, dtype=torch.float32)
-    everything = sides.reference + sides.held_out if sides.held_out else sides.reference
-    return render(everything, sides.classes, vae, wanted_of(sides)[1], out / "through_vae")
+def drawn_size(config: Config, sides: Sides) -> int:
+    """The side of what the model drew: --ckpt's resolution, which painted photos need not have, if known."""
+    return read_adapter(find_adapter(Path(config.ckpt)))[1].resolution if config.ckpt else wanted_of(sides)[1]
 
 
 def measure(config: Config, sides: Sides, rows: dict[str, Side], twins: dict[Path, Photo],
@@ -230,7 +226,8 @@ def evaluate(config: Config) -> None:
     print(f"{len(sides.fake)} generated images against {len(sides.reference)} training images"
           + (f", {len(sides.held_out)} real ones held out" if sides.held_out else ""), file=sys.stderr)
     networks = load_networks(config, device, findings)
-    twins = through_vae(config, sides, device, out)
+    twins = {} if config.base is None else through_vae(sides, config.base, drawn_size(config, sides), device,
+                                                       out / "through_vae")
     rows = gather(config, sides, twins, findings, out)
     pairs = measure(config, sides, rows, twins, networks, findings, out)
     warn(config, sides, findings, networks)

@@ -11,20 +11,31 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from evaluation_data import Side
+from evaluation_data import Side, Sides
 from features import read_mask_square, read_square
 from files import save_image
 from folders import Photo
 from pictures import tensor_to_image
 from sd.vae import VAE
+from sd.weights import load_vae
+
+
+def through_vae(sides: Sides, base: str, size: int, device: torch.device, out: Path) -> dict[Path, Photo]:
+    """All real photos as the VAE of `base` draws them, by the original's image file.
+
+    size: the side of the pictures, brought down to a multiple of 8, by which the VAE shrinks. Raises
+    UserError where the VAE cannot be had.
+    """
+    everything = sides.reference + sides.held_out if sides.held_out else sides.reference
+    vae = load_vae(base, device=device, dtype=torch.float32)
+    return render(everything, sides.classes, vae, max(8, size // 8 * 8), out)
 
 
 @torch.no_grad()
 def render(real: Side, classes: list[str], vae: VAE, resolution: int, out: Path) -> dict[Path, Photo]:
     """Each photo's square through the VAE and back, without the noise of its posterior.
 
-    Writes pictures of `resolution` pixels, and their masks, in the dataset's layout under `out`. Returns the
-    new photo of each old one's image file.
+    Writes pictures of `resolution` pixels, and their masks, in the dataset's layout under `out`.
     """
     device, twins = vae.quant_conv.weight.device, {}
     bar = tqdm(real.photos, desc="through the VAE", unit="image", disable=None)

@@ -19,6 +19,7 @@ from trees import make_product, picture, save, spoil
 
 import evaluate
 import networks
+import rendering
 from adapter import save_adapter
 from data import DataConfig
 from demo import CLASSES, write_demo
@@ -190,6 +191,18 @@ def test_through_the_vae(bottles: Path, tmp_path: Path) -> None:
     assert run(bottles / "real", bottles / "fake", "--base", "x").failed_with("--base x", "no such file")
 
 
+def test_the_vae_draws_at_the_models_size(bottles: Path, tmp_path: Path) -> None:
+    """Painted photos have their own, which need not be one that a VAE can draw: here 100 pixels."""
+    fake = tmp_path / "fake"
+    write_demo(fake, 1, 1, size=100)
+    ckpt = checkpoint(tmp_path / "adapter.safetensors", bottles / "real", 4)
+    for flags, size in (((), 96), (("--ckpt", ckpt), 64)):
+        shutil.rmtree("out", ignore_errors=True)
+        assert run(bottles / "real", fake, "--base", "tiny", *flags).status == 0
+        pictures = list(Path("out/through_vae").rglob("*.png"))
+        assert len(pictures) == 42 and {Image.open(path).size for path in pictures} == {(size, size)}
+
+
 def test_judges_of_what_the_vae_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a VAE that makes negatives, judges of photos mix up what such judges know."""
     class Negative(nn.Module):
@@ -201,7 +214,7 @@ def test_judges_of_what_the_vae_draws(tmp_path: Path, monkeypatch: pytest.Monkey
         def decode(self, z_0: Tensor) -> Tensor:
             return z_0
 
-    monkeypatch.setattr(evaluate, "load_vae", lambda base, **how: Negative())
+    monkeypatch.setattr(rendering, "load_vae", lambda base, **how: Negative())
     real, fake = make_tones(tmp_path / "real", 0), make_tones(tmp_path / "fake", 100)
     for path in fake.rglob("*.png"):
         Image.fromarray(255 - np.asarray(Image.open(path))).save(path)

@@ -62,7 +62,7 @@ ALLOWED = {
     "features": "augmentation decode errors files folders networks",
     "evaluation_data": "adapter data decode errors files folders header named",
     "controls": "augmentation decode errors evaluation_data features files folders paste seeds",
-    "rendering": "evaluation_data features files folders pictures sd.vae",
+    "rendering": "evaluation_data features files folders pictures sd.vae sd.weights",
     "comparison": "metrics seeds",
     "judge": "errors features folders networks seeds",
     "probe": "features folders judge networks seeds",
@@ -94,9 +94,9 @@ ALLOWED = {
     "export_controlnet": "config control errors generation",
     "sample": "adapter config decode errors files formats generation header machine painting pictures "
               "processes sample_folder steering",
-    "evaluate": "augmentation config controls decode downstream errors evaluation_data features fidelity "
-                "files folders locks machine measures memorisation networks pictures processes rendering "
-                "report report_page sd.weights",
+    "evaluate": "adapter augmentation config controls decode downstream errors evaluation_data features "
+                "fidelity files folders locks machine measures memorisation networks pictures processes "
+                "rendering report report_page",
 }
 
 

@@ -65,7 +65,8 @@ def test_workers_that_outlive_their_trainer_hold_nothing(tmp_path: Path) -> None
             signal.pause()
             os._exit(0)
     with locked(tmp_path):
-        pass
+        assert os.waitpid(worker, os.WNOHANG) == (0, 0)  # still there, and yet the folder is free
+        assert (tmp_path / ".lock").read_text().startswith(f"{os.getpid()} on ")
     os.kill(worker, signal.SIGKILL)
     os.waitpid(worker, 0)
 
