@@ -129,9 +129,8 @@ def _bottle(rng: Generator, size: int) -> Bottle:
     return Bottle(image, backdrop, grid, glass)
 
 
-def _shatter(
-    rng: Generator, bottle: Bottle, grid: Grid, region: Array, radius: float, low: float, high: float
-) -> None:
+def _shatter(rng: Generator, bottle: Bottle, grid: Grid, region: Array, radius: float, low: float,
+             high: float) -> None:
     """Fill `region` (S, S) with facets of glass from `low` to `high` brightness."""
     level = low + (high - low) * facets(grid, rng, radius, int(rng.integers(6, 10)))
     tint = bottle.glass / bottle.glass.mean()
@@ -187,9 +186,7 @@ def _break_small(rng: Generator, bottle: Bottle) -> Array:
 
 def _dirt_colour(rng: Generator, there: Array) -> Array:
     """A colour of dirt (3,) that stands out from the colour `there` (3,)."""
-    tries = [
-        _colour(h + 0.02 * float(rng.normal()), s, v * float(rng.uniform(0.85, 1.1))) for h, s, v in DIRT
-    ]
+    tries = [_colour(h + float(rng.normal(0, 0.02)), s, v * float(rng.uniform(0.85, 1.1))) for h, s, v in DIRT]
     seen = [c for c in tries if float(np.abs(c - there).mean()) > 0.18]
     return seen[int(rng.integers(len(seen)))] if seen else WHITE
 
@@ -219,9 +216,8 @@ def _contaminate(rng: Generator, bottle: Bottle) -> Array:
         there = (bottle.image * region).sum((1, 2)) / max(float(region.sum()), 1e-6)
         relief = 1.0 - 0.3 * np.clip(distance * (1.0 / radius) + 0.3, -1.0, 1.0)
         relief += 0.1 * smooth_noise(rng, inside.shape[0], 14)
-        paint(
-            bottle.image, np.zeros(3, np.float32), 0.35 * coverage(distance - 0.02, 0.08) * inside
-        )  # shadow
+        shadow = 0.35 * coverage(distance - 0.02, 0.08) * inside
+        paint(bottle.image, np.zeros(3, np.float32), shadow)
         paint(bottle.image, np.clip(_dirt_colour(rng, there)[:, None, None] * relief, 0.0, 1.0), region)
         total = np.maximum(total, region)
     return total
