@@ -186,7 +186,7 @@ def _break_small(rng: Generator, bottle: Bottle) -> Array:
 
 def _dirt_colour(rng: Generator, there: Array) -> Array:
     """A colour of dirt (3,) that stands out from the colour `there` (3,)."""
-    tries = [_colour(h + float(rng.normal(0, 0.02)), s, v * float(rng.uniform(0.85, 1.1))) for h, s, v in DIRT]
+    tries = [_colour(h + rng.normal(0, 0.02), s, v * float(rng.uniform(0.85, 1.1))) for h, s, v in DIRT]
     seen = [c for c in tries if float(np.abs(c - there).mean()) > 0.18]
     return seen[int(rng.integers(len(seen)))] if seen else WHITE
 
