@@ -1,6 +1,6 @@
 # make demo    draw a dataset, train on it, sample from it: minutes on a laptop, no download but the packages
 # make paint   the same with masks: damage painted into undamaged pictures, and a mask beside each
-# make test    everything that needs neither GPU nor network, and ruff
+# make test    everything that needs neither GPU nor network, ruff and mypy
 # make bench   this project beside diffusers + peft: times and memory, into benchmarks/
 PYTHON ?= python3
 VENV   := .venv
@@ -10,10 +10,10 @@ DEMO   := demo_run
 
 .PHONY: demo paint test quick bench clean
 
-$(VENV)/demo.ready: requirements.txt constraints.txt
+$(VENV)/demo.ready: requirements.txt requirements-offline.txt constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'error: Python 3.10 or later is needed')"
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) -r requirements.txt
+	$(PIP) -r requirements.txt -r requirements-offline.txt
 	touch $@
 
 $(VENV)/test.ready: $(VENV)/demo.ready requirements-dev.txt
@@ -31,29 +31,27 @@ $(DEMO)/fresh.ready: $(VENV)/demo.ready
 	$(RUN) data.py demo $(DEMO)/fresh --per-class 20 --seed 1
 	touch $@
 
-# The recipe's own learning rates are for SD 1.5; these were chosen for the embedded base (tiny/README.md).
-TINY := --base tiny --resolution 128 --batch-size 8 --lr 2e-3 --embedding-lr 1e-2 --init-std 0.5 \
-    --tokens-per-class 4 --class-dropout 0.1 --ema 0.99 --preview-steps 25 --preview-guidance 2 \
-    --features tiny --judge tiny
-LONG := --epochs 120 --lr-decay 75=0.5 105=0.1 --preview-every 60
-SHORT := --epochs 40 --lr-decay 25=0.5 35=0.1 --preview-every 20
-PAINT := --per-class 8 --batch-size 16 --steps 25 --guidance 2
-DRAW := --per-class 8 --batch-size 16 --steps 50 --guidance 3 --eta 1
+# ImageNet weights from the package index, without a model hub
+NETWORKS := --features efficientnet_lite0 --judge efficientnet_lite0
+TINY := --base tiny --preset tiny $(NETWORKS)
+PAINT := --per-class 8 --batch-size 16 --steps 25 --preset tiny
+DRAW := --per-class 8 --batch-size 16 --preset tiny
 
 demo: $(DEMO)/bottle.ready
-	$(RUN) train_class.py --data $(DEMO)/bottle --out $(DEMO)/run $(TINY) $(LONG)
+	$(RUN) train_class.py --data $(DEMO)/bottle --out $(DEMO)/run $(TINY)
 	$(RUN) sample.py --ckpt $(DEMO)/run --out $(DEMO)/generated $(DRAW)
-	$(RUN) evaluate.py --real $(DEMO)/bottle --fake $(DEMO)/generated --features tiny --judge tiny \
+	$(RUN) evaluate.py --real $(DEMO)/bottle --fake $(DEMO)/generated --ckpt $(DEMO)/run $(NETWORKS) \
 	    --out $(DEMO)/report
 	@echo "Look at $(DEMO)/generated/grid.png, and open $(DEMO)/report/report.html for what they are worth"
 
 paint: $(DEMO)/bottle.ready $(DEMO)/fresh.ready
-	$(RUN) train_inpaint.py --data $(DEMO)/bottle --out $(DEMO)/inpaint $(TINY) $(SHORT)
+	$(RUN) train_inpaint.py --data $(DEMO)/bottle --out $(DEMO)/inpaint $(TINY)
 	$(RUN) sample.py --ckpt $(DEMO)/inpaint --images $(DEMO)/fresh/image/good --out $(DEMO)/painted $(PAINT)
 	@echo "Look at $(DEMO)/painted/grid.png; the masks are in $(DEMO)/painted/mask"
 
 test: $(VENV)/test.ready
 	$(RUN) -m ruff check .
+	$(RUN) -m mypy
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -m "not slow"
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadgroup -m slow
 
@@ -63,7 +61,7 @@ quick: $(VENV)/test.ready
 
 # side by side with diffusers + peft at SD 1.5's size, on the CPU; --base tiny --resolution 128 is minutes
 bench: $(VENV)/test.ready
-	$(RUN) bench.py
+	$(RUN) -m benchmarks.bench
 
 clean:
 	rm -rf $(DEMO) runs generated

@@ -1,104 +1,102 @@
-"""Generated images against real ones: numbers that say what they are worth, beside what they must beat."""
+"""Compare generated images with real ones: numbers with their intervals, beside controls measured alike."""
 
 from __future__ import annotations
 
 import json
 import sys
+import textwrap
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 
-import errors
-import processes
-from adapter import find_adapter, read_adapter
-from augmentation import ORIENTATIONS
-from config import flag, parse
-from controls import cut_and_paste
-from decode import size_of
-from downstream import measure_downstream, tasks_for
-from errors import UserError
-from evaluation_data import Side, Sides, load_sides
-from features import FeatureStore, read_square
-from fidelity import sources_in
-from files import remove_leftovers, save_image, save_json, save_text
-from folders import Photo
-from locks import locked
-from machine import choose_device
-from measures import (
-    ALL,
-    COPY,
-    GENERATED,
-    PASTED,
-    RENDERED,
-    Findings,
+from dataset.augmentation import ORIENTATIONS
+from dataset.layouts import Photo
+from evaluation.caveats import caveats
+from evaluation.clip import load_clip
+from evaluation.cut_paste import cut_and_paste
+from evaluation.dca import How, measure_dca
+from evaluation.downstream import measure_downstream, tasks_for
+from evaluation.examples import Example, examples
+from evaluation.features import FeatureStore
+from evaluation.fidelity import sources_in
+from evaluation.image_sets import EvaluationSets, ImageSet, load_sets
+from evaluation.instances import measure_instances
+from evaluation.measures import (
+    Rows,
     count_images,
-    groups_of,
     measure_cmmd,
-    measure_dca,
     measure_distances,
     measure_fidelity,
     measure_memorisation,
 )
-from memorisation import closest_pairs
-from networks import Network, NetworkConfig, WeightsMissing, load_clip, load_network, pixels
-from pictures import grid, tensor_to_image
-from processes import together
-from rendering import through_vae
-from report import chart, table
-from report_page import page
+from evaluation.networks import Network, NetworkConfig, WeightsMissing, load_network, pixels
+from evaluation.numbers import COPY, GENERATED, PASTED, RENDERED, Findings
+from evaluation.out_folder import check_place, claim
+from evaluation.report import chart, table
+from evaluation.report_page import page
+from evaluation.vae_reconstruction import as_the_base_draws
+from evaluation.verdict import verdict
+from runtime import distributed, errors
+from runtime.cli import flag, parse
+from runtime.device import choose_device
+from runtime.distributed import together
+from runtime.errors import UserError
+from runtime.files import save_image, save_json, save_text
+from runtime.locks import locked
 
 EXAMPLE = """example:
   python evaluate.py --real DS-MVTec/bottle --fake generated/bottle
   python evaluate.py --real my/bottle --fake generated/bottle --ckpt runs/bottle-class --downstream
-  python evaluate.py --real demo/bottle --fake demo/generated --base tiny --features tiny --judge tiny
+  python evaluate.py --real demo/bottle --fake demo/generated --ckpt demo/run \\
+      --features efficientnet_lite0 --judge efficientnet_lite0
 """
-SHOWN = 6  # images a class beside each other
 
 
 @dataclass
 class Config(NetworkConfig):
     """The command line of evaluate.py."""
 
-    real: list[str] = flag(..., "real images: what one gives to --data in training", group="what")
+    real: list[str] = flag(..., "real images: the value of --data in training", group="what")
     fake: str = flag(..., "folder that sample.py wrote, or any in the same layout", group="what")
-    out: str = flag("evaluation", "folder for metrics.json, report.png and report.html", group="what")
-    json: bool = flag(False, "print metrics.json rather than the tables", group="what")
-    classes: list[str] = flag([], "only these damage types (default: all)", group="what")
+    out: str = flag("evaluation", "folder for metrics.json, report.png and report.html", group="what",
+                    common=True)
+    json: bool = flag(False, "print metrics.json instead of the tables", group="what")
+    classes: list[str] = flag([], "only these damage types (default: all)", group="what", common=True)
     ckpt: str | None = flag(None, "checkpoint that drew --fake: it tells which real images it was trained on "
-                            "(default: unknown, so none count as held out)", group="what")
+                            "(default: unknown, so none count as held out)", group="what", common=True)
     skip_unreadable: bool = flag(False, "leave out damaged files and count the rest", group="what")
-    base: str | None = flag(None, "the base that drew --fake: also measure the training images as its VAE "
-                            "draws them, the most that can be reached on it, and judge by judges who learnt "
-                            "from such (default: not)", group="what")
+    base: str | None = flag(None, "the base that drew --fake: classifiers learn from real images after a "
+                            "pass through its VAE, and the training images after that, the best that it can "
+                            "reach, are measured too (default: the base of --ckpt)", group="what",
+                            common=True)
     clip: str | None = flag(None, "hub id or folder of a CLIP model, for CMMD (default: no CMMD)",
                             group="networks")
-    seed: int = flag(42, "seed of folds, bootstrap and judges", group="how", minimum=0)
-    folds: int = flag(5, "judges, each tested on the real images that it was not trained on", group="how",
-                      minimum=2)
-    judge_epochs: int = flag(30, "passes of a judge over its real images", group="how", minimum=1)
+    seed: int = flag(42, "seed of folds, bootstrap and classifiers", group="how", minimum=0, common=True)
+    folds: int = flag(5, "parts of the real images; each of as many classifiers leaves one out and is tested "
+                      "on it", group="how", minimum=2)
     bootstrap: int = flag(200, "resamplings for the interval of FID", group="how", minimum=10)
     orientation: str = flag("any", "as in training: whether images may be flipped and turned", group="how",
-                            choices=ORIENTATIONS)
+                            choices=ORIENTATIONS, common=True)
     downstream: bool = flag(False, "also train on real images with and without these, and test on real ones",
-                            group="how")
+                            group="how", common=True)
     downstream_seeds: int = flag(3, "trainings of each kind", group="how", minimum=1)
-    batch_size: int = flag(32, "images at once", group="machine", minimum=1, maximum=10**4)
-    workers: int = flag(0, "processes that load images", group="machine", minimum=0, maximum=256)
-    device: str = flag("auto", "auto, cpu, cuda, cuda:1, ..", group="machine")
+    downstream_epochs: int = flag(30, "passes of a training over its real images", group="how", minimum=1)
+    batch_size: int = flag(32, "images at once", group="speed", minimum=1, maximum=10**4, common=True)
+    workers: int = flag(0, "processes that load images", group="speed", minimum=0, maximum=256)
+    device: str = flag("auto", "auto, cpu, cuda, cuda:1, ..", group="speed", common=True)
 
 
 def load_networks(config: Config, device: torch.device, findings: Findings) -> dict[str, Network]:
-    """The networks by what they are for; which cannot be had is noted as missing, with how to get it."""
+    """The networks by their use; one whose weights are missing is noted, with how to get them."""
     wanted = {"features": lambda: load_network(config.features, config.features_weights, device),
-              "judge": lambda: load_network(config.judge, config.judge_weights, device),
-              "clip": lambda: load_clip(config.clip, device)}
+              "judge": lambda: load_network(config.judge, config.judge_weights, device)}
+    if clip := config.clip:
+        wanted["clip"] = lambda: load_clip(clip, device)
     networks = {}
-    for name in ("features", "judge", *(["clip"] if config.clip else [])):
+    for name, load in wanted.items():
         try:
-            networks[name] = wanted[name]()
+            networks[name] = load()
             findings.networks[name] = networks[name].about
         except WeightsMissing as error:
             findings.missing[name] = str(error)
@@ -106,146 +104,110 @@ def load_networks(config: Config, device: torch.device, findings: Findings) -> d
     return networks
 
 
-def gather(config: Config, sides: Sides, twins: dict[Path, Photo], findings: Findings,
-           out: Path) -> dict[str, Side]:
-    """The sets of images that are measured: the generated ones, and the controls but held-out real ones."""
-    training = sides.reference[np.isin(sides.reference.label, sides.chosen)]
-    rows = {GENERATED: sides.fake, COPY: training}
-    if twins:
-        rows[RENDERED] = Side([twins[photo.image] for photo in training.photos], training.label)
+def rows_of(config: Config, sets: EvaluationSets, reconstructions: dict[Path, Photo], findings: Findings,
+            out: Path) -> Rows:
+    """The sets of images that are measured: the generated ones, and the controls except held-out real
+    ones."""
+    training = sets.training
+    rows = {GENERATED: sets.fake, COPY: training}
+    if reconstructions:
+        rows[RENDERED] = ImageSet([reconstructions[photo.image] for photo in training.photos], training.label)
     try:
-        rows[PASTED] = cut_and_paste(sides.reference, sides.classes, *wanted_of(sides),
-                                     out / "cut_and_paste", config.seed, config.orientation)
+        rows[PASTED] = cut_and_paste(sets.reference, sets, out / "cut_and_paste", config.seed,
+                                     config.orientation)
     except UserError as error:
         findings.missing[PASTED] = str(error)
+        return rows
+    if left_out := ", ".join(sets.classes[i] for i in sets.chosen if not len(rows[PASTED].of([i]))):
+        findings.missing[f"{PASTED} of {left_out}"] = (
+            "no image has a mask to cut it out with, or its product has no good images to paste it "
+            "onto; the row's numbers over all types are of the others")
     return rows
 
 
-def drawn_size(config: Config, sides: Sides) -> int:
-    """The side of what the model drew: --ckpt's resolution, which painted photos need not have, if known."""
-    return read_adapter(find_adapter(Path(config.ckpt)))[1].resolution if config.ckpt else wanted_of(sides)[1]
-
-
-def measure(config: Config, sides: Sides, rows: dict[str, Side], twins: dict[Path, Photo],
-            networks: dict[str, Network], findings: Findings, out: Path) -> dict[str, Image.Image]:
-    """Fill `findings`; returns the sheet of closest pairs by its title."""
+def measure(config: Config, sets: EvaluationSets, rows: Rows, reconstructions: dict[Path, Photo],
+            networks: dict[str, Network], findings: Findings, out: Path) -> dict[str, list[Example]]:
+    """Fill `findings`; returns pictures of each class."""
     def store(network: Network) -> FeatureStore:
         return FeatureStore(network, out / "features", config.batch_size, config.workers)
 
-    count_images(findings, rows, sides)
+    count_images(findings, rows, sets)
+    measure_instances(findings, rows, sets, reconstructions, config.orientation, config.seed)
     stores = {"pixel": store(pixels(torch.device("cpu")))}
     if "features" in networks:
         stores["feature"] = store(networks["features"])
         for crop in (False, True):
-            measure_distances(findings, rows, sides, stores["feature"], config.seed, config.bootstrap, crop)
+            measure_distances(findings, rows, sets, stores["feature"], config.seed, config.bootstrap, crop)
     if "clip" in networks:
-        measure_cmmd(findings, rows, sides, store(networks["clip"]))
+        measure_cmmd(findings, rows, sets, store(networks["clip"]))
     if "judge" in networks:
-        measure_dca(findings, rows, sides, twins, networks["judge"], config.orientation, config.folds,
-                    config.judge_epochs, config.seed, (config.batch_size, config.workers))
+        measure_dca(findings, rows, sets, reconstructions,
+                    How(networks["judge"], config.folds, config.seed, config.orientation, config.batch_size,
+                        config.workers))
         if config.downstream:
-            help_training(config, sides, rows, networks["judge"], findings, out)
+            help_training(config, sets, PASTED in rows, networks["judge"], findings, out)
     try:
-        sources = {GENERATED: sources_in(Path(config.fake), config.real),
-                   PASTED: sources_in(out / "cut_and_paste", config.real)}
-        measure_fidelity(findings, {row: rows[row] for row in sources if row in rows}, sides, sources)
+        sources = {GENERATED: sources_in(Path(config.fake), config.real)}
+        if PASTED in rows:
+            sources[PASTED] = sources_in(out / "cut_and_paste", config.real)
+        measure_fidelity(findings, rows, sets, sources)
     except UserError as error:
         findings.missing["mask fidelity"] = str(error)
-    nearness = measure_memorisation(findings, rows, sides, stores)
-    return {"Closest pairs": closest_pairs(sides.fake.photos, sides.reference.photos, nearness,
-                                           sides.fake.label, sides.classes)}
+    return examples(sets, measure_memorisation(findings, rows, sets, stores))
 
 
-def help_training(config: Config, sides: Sides, rows: dict[str, Side], judge: Network, findings: Findings,
+def help_training(config: Config, sets: EvaluationSets, pasted: bool, network: Network, findings: Findings,
                   out: Path) -> None:
-    """--downstream: trains with and without generated images. Pasted damage is of training images alone."""
-    def paste(train: Side, turn: int) -> Side:
-        return cut_and_paste(train, sides.classes, counts, resolution, out / "cut_and_paste" / f"turn_{turn}",
-                             config.seed, config.orientation)
+    """--downstream: train with and without generated images. The damage that is pasted is of training images
+    only."""
+    def paste(train: ImageSet, turn: int) -> ImageSet:
+        return cut_and_paste(train, sets, out / "cut_and_paste" / f"turn_{turn}", config.seed,
+                             config.orientation)
 
-    counts, resolution = wanted_of(sides)
-    tasks = tasks_for(sides, judge, config.judge_epochs, config.orientation)
-    measure_downstream(findings, sides, tasks, paste if PASTED in rows else None, config.folds,
+    tasks = tasks_for(sets, network, config.downstream_epochs, config.orientation, findings)
+    measure_downstream(findings, sets, tasks, paste if pasted else None, config.folds,
                        config.downstream_seeds, config.seed)
-
-
-def wanted_of(sides: Sides) -> tuple[dict[int, int], int]:
-    """How many images of each class, and of which size, a control set needs to be like the generated one."""
-    return ({i: int((sides.fake.label == i).sum()) for i in sides.chosen},
-            min(size_of(sides.fake.photos[0].image)))
-
-
-def warn(config: Config, sides: Sides, findings: Findings, networks: dict[str, Network]) -> None:
-    """What a reader must know before the numbers."""
-    n, m = len(sides.fake), len(sides.reference)
-    if "features" in networks and min(n, m) <= networks["features"].dim:
-        findings.warnings.append(
-            f"FID of {n} generated against {m} real images in {networks['features'].dim} dimensions is "
-            "mostly the noise of small numbers. Do not compare it with published values, nor with other "
-            "numbers of images; compare rows at equal N.")
-    if sides.held_out is None:
-        findings.warnings.append(
-            "The generator may have been trained on all of these real images, and the judge learns from them "
-            "too: DCA then rewards copies. Train on a part of them (--max-samples-per-damage-type) and give "
-            "--ckpt, to judge by images that the generator never saw.")
-    copies = findings.get(GENERATED, ALL, "copies")
-    if copies and copies["low"] > 0:
-        findings.warnings.append(f"{copies['count']} of {copies['n']} generated images are near copies of "
-                                 "a training image: look at the closest pairs.")
-    kinds = {kind: {photo.image.suffix.lower() in (".jpg", ".jpeg") for photo in side.photos}
-             for kind, side in (("real", sides.reference), ("generated", sides.fake))}
-    if kinds["real"] != kinds["generated"]:
-        findings.warnings.append("JPEG on one side and not on the other moves FID and KID by itself.")
-
-
-def examples(sides: Sides) -> Image.Image:
-    """Some real and some generated images of each class, above each other."""
-    rows, labels = [], []
-    for i in sides.chosen:
-        for kind, side in (("real", sides.reference), ("generated", sides.fake)):
-            photos = side[side.label == i].photos[:SHOWN]
-            rows.append([tensor_to_image(read_square(photo, 160)) for photo in photos])
-            labels.append(f"{sides.classes[i]}\n{kind}")
-    return grid(rows, labels)
 
 
 @together
 def main() -> None:
     """The command: load both sides, measure, write the report."""
     config = parse(Config, __doc__, EXAMPLE)
-    if processes.first():  # its networks are small: the others would only compute the same
+    if distributed.first():  # the networks are small, so other ranks do nothing
+        check_place(Path(config.out), [*config.real, config.fake])
         with locked(Path(config.out)):
-            remove_leftovers(Path(config.out))
             evaluate(config)
 
 
 def evaluate(config: Config) -> None:
-    """Measure, and leave the reports."""
+    """Measure and write the reports."""
     device, out, findings = choose_device(config.device), Path(config.out), Findings()
-    sides = load_sides(config.real, config.fake, config.classes, config.ckpt, config.skip_unreadable)
-    print(f"{len(sides.fake)} generated images against {len(sides.reference)} training images"
-          + (f", {len(sides.held_out)} real ones held out" if sides.held_out else ""), file=sys.stderr)
+    sets = load_sets(config.real, config.fake, config.classes, config.ckpt, config.skip_unreadable)
+    real_digest = claim(out, sets.real, config.real)
+    print(f"{len(sets.fake)} generated images against {len(sets.reference)} training images"
+          + (f", {len(sets.held_out)} real ones held out" if sets.held_out else ""), file=sys.stderr)
     networks = load_networks(config, device, findings)
-    twins = {} if config.base is None else through_vae(sides, config.base, drawn_size(config, sides), device,
-                                                       out / "through_vae")
-    rows = gather(config, sides, twins, findings, out)
-    pairs = measure(config, sides, rows, twins, networks, findings, out)
-    warn(config, sides, findings, networks)
+    reconstructions = as_the_base_draws(sets, config.base, config.ckpt, device, findings, out / "through_vae")
+    rows = rows_of(config, sets, reconstructions, findings, out)
+    pictures = measure(config, sets, rows, reconstructions, networks, findings, out)
+    features = networks.get("features")
+    findings.warnings = caveats(sets, Path(config.fake), features.dim if features else None)
+    sentences, fid = verdict(findings), features.fid if features else "FID"
 
-    fid = networks["features"].fid if "features" in networks else "FID"
-    groups = list(groups_of(sides))
-    picture = chart(findings, sides.classes, fid)
     about = {**{f"network: {name}": text for name, text in findings.networks.items()},
              "resize": "to the network's input in one step, bicubic, antialiased, in float",
              "settings": " ".join(f"{name}={value}" for name, value in asdict(config).items())}
-    metrics = {"fid": fid, **asdict(findings), "classes": sides.classes, "config": asdict(config)}
+    metrics = {"verdict": [sentence._asdict() for sentence in sentences], "fid": fid, **findings.as_json(),
+               "classes": sets.classes, "config": asdict(config), "real": real_digest}
+    charts = chart(findings, sets.classes, fid), chart(findings, sets.classes, fid, columns=1)
+    save_image(out / "report.png", charts[0])
+    save_text(out / "report.html", page(findings, sentences, pictures, charts, about, fid))
     save_json(out / "metrics.json", metrics)
-    save_image(out / "report.png", picture)
-    text = page(findings, about, {"All numbers": picture, "Examples": examples(sides), **pairs}, fid)
-    save_text(out / "report.html", text)
     if config.json:
         return print(json.dumps(metrics))
-    print(table(findings, groups, fid))
+    for grade, text in sentences:
+        print(textwrap.fill(f"{grade + ':':9}{text}", 100, subsequent_indent=" " * 9))
+    print(table(findings, list(sets.groups()), fid))
     for line in [*findings.warnings, *(f"not measured: {k}: {v}" for k, v in findings.missing.items())]:
         print(f"\nnote: {line}")
     print(f"\n{out}: report.html, report.png, metrics.json")

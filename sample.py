@@ -3,202 +3,194 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from PIL import Image
-from tqdm import tqdm
+import torch
 
-import errors
-import processes
-from adapter import find_adapter, read_adapter
-from config import flag, parse
-from decode import read_image, read_mask
-from errors import UserError
-from files import save_image, sha256
-from formats import find_lora
-from generation import EVERYWHERE, SAMPLERS, Drawing, Generator, load_generator
-from header import Header
-from machine import DTYPES, PRECISIONS, choose_device, choose_precision
-from painting import Painting, Seams, open_painting
-from pictures import grid, outline, tensor_to_image
-from processes import together
-from sample_folder import LAYOUTS, Sample, SampleFolder, cut
-from steering import Steering, open_steering, read_steer
-
-SHOWN, SHOWN_SIDE = 8, 512  # images a class in grid.png, and their side at most
-# Which flags only some kinds of checkpoint have.
-STEERING = ("masks", "control_scale", "mask_guidance")
-FLAGS = {"class": (), "control": STEERING,
-         "inpaint": (*STEERING, "control", "images", "strength", "crop", "paste", "match_colour")}
+from checkpoints.controlnet import ControlSettings
+from checkpoints.loading import (
+    CheckpointFile,
+    LoadedCheckpoint,
+    load_checkpoint,
+    read_checkpoint,
+    weights_taken,
+)
+from checkpoints.metadata import Header
+from checkpoints.presets import DRAWING, PRESETS
+from checkpoints.prompts import contexts_for
+from checkpoints.strategies import STRATEGIES
+from dataset.layouts import LAYOUTS
+from dataset.placement import JITTER
+from runtime import distributed, errors
+from runtime.cli import flag, parse
+from runtime.device import DTYPES, PRECISIONS, choose_device, choose_precision
+from runtime.distributed import together
+from runtime.errors import UserError
+from runtime.files import sha256
+from runtime.suggestions import did_you_mean, same
+from runtime.trusted_paths import is_trusted, remember
+from sampling.batches import batches_of, draw_all
+from sampling.generation import SamplingConfig, inpaint_images, reconstruct, sample_images
+from sampling.inputs import Inputs, Seams, control_settings, open_inputs, stacked_views
+from sampling.placement_sheet import show_placements
+from sampling.presets import drawing_settings
+from sampling.sample_folder import Sample, SampleFolder, Wanted, refuse_inside
+from sd.guidance import EVERYWHERE
+from sd.samplers import SAMPLERS
 
 EXAMPLE = """examples:
   python sample.py --ckpt runs/bottle-class --out generated/bottle --classes broken_small --per-class 100
   python sample.py --ckpt runs/bottle-class --out styled --lora style.safetensors=0.6
   python sample.py --ckpt runs/bottle-inpaint --images DS-MVTec/bottle/image/good --out painted --layout coco
-  python sample.py --ckpt runs/bottle-control --masks my/masks --out steered --per-class 100
-The same command goes on where it was interrupted; a larger --per-class or other --classes add to what is
-there. Image i of a class depends on the seed, the class and i alone. Drawn in batches of another size its
-pixels may be rounded otherwise: in fp32 by one level of 255 at most.
+  python sample.py --ckpt runs/bottle-inpaint --images DS-MVTec/bottle/image/good --placement-only
+  python sample.py --ckpt runs/bottle-control --masks my/masks --out controlled --per-class 100
+The same command resumes where it was interrupted; a larger --per-class or other --classes add images. Image i
+of a class depends on the seed, the class and i alone. With another batch size its pixels may be rounded
+differently: in fp32 by at most one level of 255.
 """
+
+# What a row of samples.jsonl means by a setting that it lacks.
+DEFAULTS = {**vars(SamplingConfig()), **asdict(Seams()), **ControlSettings()._asdict(), "lora_scale": 1.0,
+            "loras": [], "layout": "ds", "placement": "object"}
+
+# What a layout lacks where the checkpoint draws no masks.
+MASKLESS = {"mvtec": "there is no ground_truth/, without which anomalib's MVTecAD reads nothing; its Folder "
+                     "does",
+            "coco": "annotations.json lists the images with no annotation; train_inpaint.py and "
+                    "train_controlnet.py make checkpoints that draw masks"}
 
 
 @dataclass
 class Config:
     """The command line of sample.py."""
 
-    ckpt: str = flag(..., "run folder, or its adapter.safetensors", group="what")
-    out: str = flag("generated", "folder to write to", group="what")
-    classes: list[str] = flag([], "damage types to draw (default: all of the checkpoint)", group="what")
-    per_class: int = flag(8, "images a class", group="what", minimum=1, maximum=10**6)
-    seed: int = flag(42, "another seed draws other images", group="what", minimum=0)
-    steps: int = flag(50, "sampling steps; for ddim and ddpm best a divisor of 1000", group="how",
-                      minimum=1, maximum=1000)
+    ckpt: str = flag(..., "run folder, for its last weights, or a checkpoint file", group="data")
+    out: str = flag("generated", "folder to write to", group="data", common=True)
+    classes: list[str] = flag([], "damage types to draw (default: all of the checkpoint)", group="data",
+                              common=True)
+    per_class: int = flag(8, "images a class", group="data", minimum=1, maximum=10**6, common=True)
+    seed: int = flag(42, "another seed draws other images", group="data", minimum=0, common=True)
+    steps: int = flag(50, "sampling steps; for ddim and ddpm best a divisor of 1000", group="quality",
+                      minimum=1, maximum=1000, common=True)
     sampler: str = flag("ddim", "sampler; dpm++ is DPM-Solver++(2M) with Karras' noise levels, dpm++linspace "
-                        "with evenly spaced timesteps", group="how",
-                        choices=SAMPLERS)
-    eta: float = flag(0.0, "noise that DDIM adds: 0 none, 1 as much as DDPM", group="how", minimum=0,
-                      maximum=1)
-    guidance: float = flag(1.0, "classifier-free guidance scale; not 1 needs a checkpoint trained with "
-                           "--class-dropout or --context prompt", group="how", minimum=0)
+                        "with evenly spaced timesteps", group="quality", choices=tuple(SAMPLERS))
+    preset: str | None = flag(None, "--eta, --guidance and --mask-guidance as this preset of the train "
+                              "scripts draws; recipe: plainly (default: as the checkpoint records)",
+                              group="quality", choices=tuple(PRESETS), common=True)
+    eta: float | None = flag(None, "noise that DDIM adds: 0 none, 1 as much as DDPM (default: the preset's, "
+                             "or 0)", group="quality", minimum=0, maximum=1, common=True)
+    guidance: float | None = flag(None, "classifier-free guidance scale; not 1 needs a checkpoint trained "
+                                  "with --class-dropout or --context prompt (default: the preset's, or 1)",
+                                  group="quality", minimum=0, common=True)
     guidance_interval: list[int] = flag(
-        list(EVERYWHERE), "first and last timestep (999 is pure noise) at which guidance counts; a step "
-        "outside costs half, and the images are others", group="how", minimum=0, maximum=999)
-    lora_scale: float = flag(1.0, "strength of the LoRA: 0 is the base alone", group="how", minimum=0)
-    lora: list[str] = flag([], "LoRA files of others to add, each as FILE or FILE=STRENGTH; layouts of "
-                           "diffusers, peft and kohya", group="how")
-    images: str | None = flag(None, "folder of undamaged photos to paint damage into; needed by "
-                              "checkpoints of train_inpaint.py, and of no use to others", group="where")
-    masks: str | None = flag(None, "a dataset, whose masks are re-placed on the object (default: the one "
-                             "trained on), or a folder of mask files, used as they are", group="where")
-    control: str | None = flag(None, "checkpoint of train_controlnet.py that steers one of train_inpaint.py",
-                               group="where")
-    control_scale: float = flag(1.0, "strength of the ControlNet; 0 is none", group="where", minimum=0)
-    mask_guidance: float = flag(1.0, "guidance scale over the mask; not 1 needs a checkpoint trained with "
-                                "--mask-dropout", group="where", minimum=0)
-    crop: bool = flag(False, "paint a close view of the damage: for masks that are small", group="where")
-    paste: bool = flag(True, "leave all pixels outside the mask and its seam as they are in the photo",
-                       group="where")
-    match_colour: bool = flag(False, "shift what is painted to the photo's colours around the mask",
-                              group="where")
-    strength: float = flag(1.0, "share of the sampling steps that are done; below 1 the first are left out "
-                           "and the photo's own texture shimmers through", group="where", above=0, maximum=1)
+        list(EVERYWHERE), "first and last timestep (999 is pure noise) with guidance; a step outside "
+        "costs half, and the images change", group="experiments", minimum=0, maximum=999)
+    lora_scale: float = flag(1.0, "strength of the LoRA; 0 is the base alone", group="experiments", minimum=0)
+    lora: list[str] = flag([], "external LoRA files to add, each as FILE or FILE=STRENGTH, in the layout "
+                           "of diffusers, peft or kohya", group="quality")
+    images: str | None = flag(None, "folder of undamaged photos to paint damage into; required for "
+                              "checkpoints of train_inpaint.py and refused for others", group="quality",
+                              common=True)
+    masks: str | None = flag(None, "a dataset, whose masks are re-placed where their surroundings look "
+                             "alike (default: the training data), or a folder of mask files, used as they "
+                             "are", group="quality", common=True)
+    mask_jitter: float = flag(JITTER, "share of its extent by which a re-placed mask is shifted, turned, "
+                              "stretched and skewed at most, as far as its surroundings still agree",
+                              group="experiments", minimum=0, maximum=0.5)
+    placement_only: bool = flag(False, "only show where masks would go: write OUT-placement.png, in seconds, "
+                                "without loading the model", group="quality", common=True)
+    control: str | None = flag(None, "checkpoint of train_controlnet.py whose ControlNet is used with one of "
+                               "train_inpaint.py", group="experiments")
+    control_scale: float = flag(1.0, "strength of the ControlNet; 0 turns it off", group="experiments",
+                                minimum=0)
+    mask_guidance: float | None = flag(None, "guidance scale over the mask; not 1 needs a checkpoint "
+                                       "trained with --mask-dropout (default: the preset's, or 1)",
+                                       group="quality", minimum=0)
+    crop: bool = flag(False, "paint a close view of the damage, for small masks", group="quality")
+    paste: bool = flag(True, "keep all pixels of the photo outside the mask and its seam",
+                       group="quality")
+    match_colour: bool = flag(False, "shift the painted colours to those of the photo around the mask",
+                              group="experiments")
+    strength: float = flag(1.0, "share of the sampling steps that are done; below 1 the first are skipped, "
+                           "and some of the photo's own texture remains", group="experiments", above=0,
+                           maximum=1)
     layout: str = flag("ds", "ds: image/<damage>/NNN.png, mask/<damage>/NNN_mask.png of class indices; "
                        "mvtec: test/ and ground_truth/ of 255; coco: as ds, and annotations.json",
-                       group="what", choices=tuple(LAYOUTS))
-    json: bool = flag(False, "say at the end what is there as one JSON object", group="what")
-    base: str | None = flag(None, "where the base lies now (default: what the checkpoint was trained on, "
-                            "unless that is a path out of this folder)", group="how")
-    batch_size: int = flag(4, "images drawn at once", group="machine", minimum=1, maximum=10**4)
-    precision: str = flag("auto", "auto: bf16 on GPUs that have it, fp16 on older ones, fp32 on a CPU",
-                          group="machine", choices=PRECISIONS)
-    device: str = flag("auto", "auto, cpu, cuda, cuda:1, ..", group="machine")
-    fast: bool = flag(True, "exact shortcuts; without them every layer is computed as it is written: to "
-                            "compare with", group="machine")
+                       group="data", choices=tuple(LAYOUTS), common=True)
+    reject: str | None = flag(None, "list of images, saved by gallery.html: they move to rejected/, and "
+                              "others are drawn", group="data", common=True)
+    json: bool = flag(False, "print the result as one JSON object", group="data")
+    base: str | None = flag(None, "where the base is now (default: the recorded base, if it is a hub id or "
+                            "a path that you chose before)", group="quality", common=True)
+    batch_size: int = flag(4, "images drawn at once", group="speed", minimum=1, maximum=10**4)
+    precision: str = flag("auto", "auto: fp16 on a GPU, fp32 on a CPU", group="speed", choices=PRECISIONS)
+    device: str = flag("auto", "auto, cpu, cuda, cuda:1, ..", group="speed")
+    fast: bool = flag(True, "use exact shortcuts; without them every layer is computed as written, to "
+                            "compare with", group="experiments")
 
 
 def check(config: Config, header: Header) -> None:
     """Raises UserError for what the checkpoint cannot draw."""
     for name in config.classes:
-        if name not in header.classes:
-            raise UserError(f"--classes {name}: the checkpoint knows {', '.join(header.classes)}")
-    if config.guidance != 1 and not header.has_null:
+        if same(name, header.classes) is None:
+            raise UserError(f"--classes {name}: the checkpoint knows {', '.join(header.classes)}"
+                            + did_you_mean(name, header.classes))
+    if config.guidance not in (None, 1) and not header.has_null:
         raise UserError(f"--guidance {config.guidance:g}: this checkpoint was trained without "
                         "--class-dropout, so it has no null class to guide from; use 1, or train with "
                         "--class-dropout 0.1")
-    if len(config.guidance_interval) != 2 or config.guidance_interval[0] > config.guidance_interval[1]:
-        raise UserError(f"--guidance-interval {' '.join(map(str, config.guidance_interval))}: give the first "
-                        "and the last timestep, such as 200 800")
-    if config.eta and config.sampler != "ddim":
-        raise UserError(f"--eta {config.eta:g}: only --sampler ddim has it")
-    if config.steps == 1000 and config.sampler == "dpm++linspace":
-        raise UserError("--steps 1000: dpm++linspace has at most 999; 20 are usually enough")
-    if int(config.steps * config.strength) < 1:
-        raise UserError(f"--strength {config.strength:g}: of --steps {config.steps} none would be left; give "
-                        "more of either")
-    own, default = FLAGS[header.kind], Config("")
-    for name in sorted({name for names in FLAGS.values() for name in names} - set(own)):
-        if getattr(config, name) != getattr(default, name):
+    known = {name for strategy in STRATEGIES.values() for name in strategy.flags}
+    for name in sorted(known - set(header.strategy.flags)):
+        if getattr(config, name) != getattr(Config(""), name):
             raise UserError(f"--{name.replace('_', '-')}: a checkpoint of kind {header.kind!r} has no use "
-                            "for it; leave it out, or give one of another train script")
+                            f"for it; omit the flag, or give a checkpoint of another train script")
 
 
-class Pictures:
-    """What a checkpoint of train_class.py draws: whole pictures, without masks."""
-
-    settings: dict[str, Any] = {}
-
-    def __init__(self, layout: str) -> None:
-        if layout == "mvtec" and processes.first():
-            print("--layout mvtec: this checkpoint draws no masks, so there is no ground_truth/, without "
-                  "which anomalib's MVTecAD reads nothing; its Folder does", file=sys.stderr)
-
-    def check(self, wanted: list[tuple[str, int]]) -> None:
-        """Nothing can be wrong."""
-
-    def draw(self, generator: Generator, wanted: list[tuple[str, int]], drawing: Drawing) -> list[Sample]:
-        """Draw the images called for by (class name, number)."""
-        return [Sample(tensor_to_image(image)) for image in generator.draw(wanted, drawing)]
+def external_loras(texts: list[str]) -> list[tuple[Path, float]]:
+    """The files and strengths of --lora."""
+    if not texts:
+        return []
+    from checkpoints.external_lora import given_files  # with all LoRA formats, which are rarely needed
+    return given_files(texts)
 
 
-def open_source(config: Config, header: Header, classes: list[str]) -> Pictures | Painting | Steering:
-    """What draws for this kind of checkpoint."""
-    steer = read_steer(config.control, header, config.control_scale, config.mask_guidance, config.guidance)
-    if header.kind == "control":
-        return open_steering(config.masks, header, classes, steer, config.seed)
-    if header.kind == "inpaint":
-        seams = Seams(config.crop, config.paste, config.match_colour)
-        return open_painting(config.images, config.masks, header, classes, seams, config.seed,
-                             steer if config.control else None)
-    return Pictures(config.layout)
+def open_folder(config: Config, file: CheckpointFile, inputs: Inputs, sampling: SamplingConfig,
+                precision: str, loras: list[tuple[Path, float]]) -> SampleFolder:
+    """The folder to write to, with the settings that all its images share."""
+    header = file.header
+    read = [config.images, config.masks, *filter(is_trusted, header.config["data"])]
+    refuse_inside(Path(config.out), [name for name in read if name])
+    if config.layout in MASKLESS and not header.strategy.takes_masks and distributed.first():
+        print(f"--layout {config.layout}: this checkpoint draws no masks, so {MASKLESS[config.layout]}",
+              file=sys.stderr)
+    return SampleFolder(Path(config.out), header.classes, {
+        **vars(sampling), "lora_scale": config.lora_scale, "precision": precision,
+        "checkpoint": sha256(file.path), "base": header.base, "resolution": header.resolution,
+        "loras": [[sha256(path), strength] for path, strength in loras], "layout": config.layout,
+        **inputs.settings}, DEFAULTS, inputs.digests())
 
 
-def contact_sheet(folder: SampleFolder, classes: list[str], shown: int) -> Image.Image:
-    """The first images of each class, and below them, where they have masks, the same with these outlined."""
-    rows, labels = [], []
-    for damage in classes:
-        images = [Image.fromarray(read_image(folder.file(damage, number))) for number in range(shown)]
-        outlined = [outline(image, read_mask(folder.mask_file(damage, number)))
-                    for number, image in enumerate(images) if folder.mask_file(damage, number).exists()]
-        for row, label in ((images, damage), (outlined, "its masks")):
-            for image in row:
-                image.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
-            if row:
-                rows.append(row)
-                labels.append(label)
-    return grid(rows, labels)
-
-
-def stacked(texts: list[str]) -> list[tuple[Path, float]]:
-    """--lora: "style.safetensors=0.6" -> its file and strength; without "=" the strength is 1."""
-    pairs = []
-    for text in texts:
-        name, _, strength = text.rpartition("=")
-        try:
-            pairs.append((Path(name), float(strength)) if name else (Path(text), 1.0))
-            if not math.isfinite(pairs[-1][1]):
-                raise ValueError
-        except ValueError:
-            raise UserError(f"--lora {text}: expected FILE=STRENGTH, such as style.safetensors=0.6") from None
-    return pairs
-
-
-def draw_all(batches: list[list], draw: Callable[[list], list[Sample]], folder: SampleFolder,
-             wanted: set[tuple[str, int]]) -> None:
-    """Each process draws every count-th batch; the first writes them all, in order."""
-    with tqdm(total=len(wanted), unit="image", disable=None if processes.first() else True) as bar:
-        for start in range(0, len(batches), processes.count()):
-            turn = batches[start:start + processes.count()]
-            own = turn[processes.rank()] if processes.rank() < len(turn) else []
-            for batch, samples in zip(turn, processes.gather(draw(own) if own else []), strict=False):
-                for pair, sample in zip(batch, samples, strict=True):
-                    if pair in wanted:
-                        folder.add(sample, *pair)
-                        bar.update()
+def draw(loaded: LoadedCheckpoint, inputs: Inputs, sampling: SamplingConfig,
+         wanted: list[Wanted]) -> list[Sample]:
+    """Draw one batch. An image for which no mask fits is left out."""
+    prepared = [inputs.prepare(*pair) for pair in wanted]
+    given = [each for each in prepared if each.fits]
+    names, damages = [(each.damage, each.number) for each in given], [each.damage for each in given]
+    contexts = contexts_for(loaded.context, [loaded.header.classes.index(damage) for damage in damages])
+    control, images, before = None, torch.empty(0), torch.empty(0)
+    if inputs.control and loaded.controlnet and given:
+        regions = [each.region for each in given if each.region is not None]
+        control = loaded.controlnet.control(regions, damages, inputs.control)
+    if inputs.photos and given:
+        image, hole = stacked_views(given)
+        images = inpaint_images(loaded.unet, loaded.vae, contexts, names, image, hole, sampling, control)
+        before = reconstruct(loaded.vae, image, loaded.unet.dtype)
+    elif given:
+        images = sample_images(loaded.unet, loaded.vae, contexts, names, sampling, loaded.header.resolution,
+                               control)
+    return inputs.samples(prepared, list(images), list(before))
 
 
 @together
@@ -206,43 +198,51 @@ def main() -> None:
     """The command: draw what is missing in the folder, then its grid.png."""
     config = parse(Config, __doc__, EXAMPLE)
     device = choose_device(config.device)
-    precision = choose_precision(config.precision, device)
-    path = find_adapter(Path(config.ckpt))
-    _, header = read_adapter(path)
+    precision = choose_precision(config.precision, device, drawing=True)
+    file = read_checkpoint(config.ckpt)
+    header = file.header
     check(config, header)
-    classes = list(dict.fromkeys(config.classes)) or header.classes
-    loras = stacked(config.lora)
-    drawing = Drawing(config.seed, config.steps, config.sampler, config.eta, config.guidance, config.strength,
-                      config.guidance_interval)
-    source = open_source(config, header, classes)
-    folder = SampleFolder(Path(config.out), header.classes, {
-        **vars(drawing), "lora_scale": config.lora_scale, "precision": precision, "checkpoint": sha256(path),
-        "base": header.base, "resolution": header.resolution,
-        "loras": [[sha256(find_lora(file)), strength] for file, strength in loras],
-        "layout": config.layout, **source.settings})
+    control = read_checkpoint(config.control, "--control") if config.control else None
+    drawing, how = drawing_settings({name: getattr(config, name) for name in DRAWING}, config.preset, header,
+                                    control.header if control else None, config.sampler)
+    named = [same(name, header.classes) or name for name in config.classes]
+    classes = list(dict.fromkeys(named)) or header.classes
+    loras = external_loras(config.lora)
+    sampling = SamplingConfig(config.seed, config.steps, config.sampler, drawing["eta"],
+                              drawing["guidance"], config.strength, config.guidance_interval)
+    inputs = open_inputs(
+        header, classes, config.seed, images=config.images, masks=config.masks,
+        seams=Seams(config.crop, config.paste, config.match_colour),
+        control=control_settings(header, control, config.control_scale, drawing["mask_guidance"],
+                                 drawing["guidance"]), jitter=config.mask_jitter)
+    if config.placement_only:
+        return show_placements(inputs, classes, config.per_class, Path(config.out), as_json=config.json)
+    folder = open_folder(config, file, inputs, sampling, precision, loras)
     with folder.opened():
+        rejected = folder.reject(Path(config.reject)) if config.reject else 0
         wanted = folder.missing(classes, config.per_class)
-        source.check(wanted)
-        if processes.first():
+        inputs.check([folder.drawn_as(pair) for pair in wanted])
+        if distributed.first():
+            remember(config.base, config.images, config.masks)
             there = config.per_class * len(classes) - len(wanted)
-            print(f"{config.out}: {len(wanted)} images to draw, {there} there already", file=sys.stderr)
+            print(f"{config.out}: {len(wanted)} images to draw, {there} there already"
+                  + (f", {rejected} moved to rejected/" if rejected else ""), file=sys.stderr)
+            print(weights_taken(config.ckpt, file), *filter(None, [how]), sep="\n", file=sys.stderr)
         if wanted:
-            generator = load_generator(path, base=config.base, strength=config.lora_scale, device=device,
-                                       dtype=DTYPES[precision], loras=loras, control=config.control,
-                                       fast=config.fast)
+            loaded = load_checkpoint(file, base=config.base, strength=config.lora_scale, device=device,
+                                     dtype=DTYPES[precision], loras=loras, control=control, fast=config.fast)
             if config.fast:
-                generator.pack()
-            batches = cut(classes, config.per_class, config.batch_size, wanted)
-            draw_all(batches, lambda batch: source.draw(generator, batch, drawing), folder, set(wanted))
-        if processes.first():
-            folder.annotate()
-            sheet = contact_sheet(folder, classes, min(config.per_class, SHOWN))
-            save_image(folder.grid, sheet)
-    if config.json:
-        print(json.dumps({"out": config.out, "classes": classes, "per_class": config.per_class,
-                          "drawn": len(wanted), "journal": str(folder.journal), "grid": str(folder.grid)}))
-    else:
-        print(f"{config.out}: {config.per_class} images each of {', '.join(classes)}; see {folder.grid}")
+                loaded.pack()
+            draw_all(batches_of(classes, config.per_class, config.batch_size, wanted),
+                     lambda batch: draw(loaded, inputs, sampling, batch), folder, set(wanted))
+        if distributed.first():
+            folder.finish(header, classes, config.per_class)
+    done = {"out": config.out, "classes": classes, "per_class": config.per_class, "drawn": len(wanted),
+            "rejected": rejected, "journal": str(folder.journal), "grid": str(folder.grid),
+            "gallery": str(folder.gallery)}
+    print(json.dumps(done) if config.json else
+          f"{config.out}: {config.per_class} images each of {', '.join(classes)}; see "
+          f"{folder.grid} and {folder.gallery}")
 
 
 if __name__ == "__main__":

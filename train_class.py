@@ -3,41 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
-import errors
-from batches import Batch
-from config import parse
+from checkpoints.prompts import contexts_for
 from data import load_dataset
-from draws import Draws
-from generation import Drawing, draw
-from latents import posterior, with_latents
-from learner import Learner, plain_autocast, settle
-from machine import DTYPES
-from named import asked
-from pictures import grid, tensor_to_image
-from previews import Preview
-from processes import together
-from prompts import DamageContext
-from recipe import TrainConfig
-from sd.diffusion import Diffusion
-from sd.unet import UNet
-from sd.vae import VAE
-from sd.weights import load_unet, load_vae
-from training import train
-from validation import validation
-
-PREVIEWS = 4  # images a class
-DIFFUSION = Diffusion()
+from runtime import errors
+from runtime.cli import parse
+from runtime.device import DTYPES
+from runtime.distributed import together
+from runtime.pictures import tensor_to_image
+from sampling.generation import SamplingConfig, sample_images
+from sd.pretrained.weights import load_unet, load_vae
+from training.batches import Batch
+from training.config import TrainConfig
+from training.diffusion import add_noise, per_image_loss
+from training.latents import Latents, posterior
+from training.loop import train
+from training.presets import preset_row
+from training.previews import PREVIEWS, Row
+from training.setup import add_adapters, announce, announce_end, resolve_run
+from training.step_noise import StepNoise
 
 EXAMPLE = """example:
   python train_class.py --data DS-MVTec/bottle
-  python train_class.py --data my/bottle --base tiny --resolution 128 --epochs 20
+  python train_class.py --data my/bottle --preset better
+  python train_class.py --data my/bottle --base tiny    # the embedded model: no download, minutes on a CPU
 Then: python sample.py --ckpt runs/bottle-class --out generated/bottle
-The same command goes on where it was interrupted.
+The same command resumes a run that was interrupted.
 """
 
 
@@ -46,62 +40,46 @@ class Config(TrainConfig):
     """Strategy A adds nothing to the common flags."""
 
 
-def encode(config: Config, vae: VAE, batch: Batch) -> dict[str, Tensor]:
-    """What the diffusion step needs of the images."""
-    mean, std = posterior(vae, batch["image"], config.precision)
-    return {"mean": mean, "std": std}
-
-
-def diffusion_loss(config: Config, unet: UNet, context: DamageContext, batch: Batch) -> Tensor:
-    """The diffusion step: ||eps - eps_hat(z_t, t, class)||^2, one mean an image (B,) (DDPM, equation 14)."""
-    device = context.null.device
-    draws = Draws(config, batch, device)
-    draws.dropout(unet)
-    z_0 = draws.latents(batch["mean"], batch["std"])
-    eps, t, class_id = draws.noise(), draws.timesteps(), draws.class_ids()
-    with plain_autocast(config, device):
-        eps_hat = unet(DIFFUSION.add_noise(z_0, eps, t), t, context(class_id))
-    return (eps_hat.float() - eps).square().mean(dim=(1, 2, 3))
-
-
-def preview(config: Config, unet: UNet, vae: VAE, context: DamageContext, classes: list[str]) -> Preview:
-    """One row a class, always from the same noise. Draws from no generator but its own."""
-    drawing = Drawing(seed=config.seed, steps=config.preview_steps, guidance=config.preview_guidance)
-    drawn = []
-    unet.eval()
-    vae.to(context.null.device)
-    for class_id, name in enumerate(classes):
-        with plain_autocast(config, context.null.device):
-            drawn.append(draw(unet, vae, context, [(name, class_id, i) for i in range(PREVIEWS)], drawing,
-                              config.resolution))
-    unet.train()
-    if config.latent_variants:  # nothing needs it before the next preview
-        vae.to("cpu")
-    picture = grid([[tensor_to_image(image) for image in images] for images in drawn], classes)
-    return Preview(picture, torch.cat(drawn), [i for i in range(len(classes)) for _ in range(PREVIEWS)])
-
-
 @together
 def main() -> None:
-    """The command: data, models, then the training loop."""
-    config = parse(Config, __doc__, EXAMPLE)
+    """Data and models; what a batch goes through; what a preview shows; the training loop."""
+    config = parse(Config, __doc__, EXAMPLE, row=preset_row("class"))
     if config.plan:
-        from plan import print_plan  # slow to import
-        return print_plan(config, tokens=config.context_length)
-    device, folder = settle(config, "class")
+        from training.plan import print_plan  # slow to import
+        return print_plan(config, tokens=config.tokens_per_class, prompts=config.context == "prompt")
+    device = resolve_run(config, "class")
     dataset = load_dataset(config)
-    print(dataset.summary())
+    announce(dataset)
 
     unet = load_unet(config.base, device=device, dtype=DTYPES[config.precision])
     vae = load_vae(config.base, device=device, dtype=torch.float32)
-    learner = Learner(config, "class", dataset.classes, unet)
-    examples, loss_fn = with_latents(config, "class", dataset, vae, partial(encode, config, vae),
-                                     partial(diffusion_loss, config, unet, learner.context))
-    train(config, folder, examples, loss_fn, learner.optimizer, learner.tensors, learner.header,
-          partial(preview, config, unet, vae, learner.context, dataset.classes),
-          validation(config, folder, dataset, device))
-    print(f"done: {folder}/adapter.safetensors; draw with: python sample.py --ckpt {folder}"
-          f"{asked('--base', config.base)} --out generated")
+    context, trainable = add_adapters(config, "class", dataset.classes, unet)
+
+    def encode(batch: Batch) -> dict[str, Tensor]:
+        """image (B,3,R,R) -> the posterior of its latents; cached, unless --latent-variants is 0."""
+        mean, std = posterior(vae, batch["image"], config.precision)
+        return {"mean": mean, "std": std}
+
+    def loss(batch: Batch, noise: StepNoise) -> Tensor:
+        """The diffusion step: ||eps - eps_hat(z_t, t, class)||^2, the mean of each image (B,)."""
+        noise.seed_dropout(unet)
+        z_0 = batch["mean"] + batch["std"] * noise.normal()  # a posterior sample
+        eps, t = noise.normal(), noise.timesteps()
+        z_t = add_noise(z_0, eps, t)
+        eps_hat = unet(z_t, t, context(noise.drop_class(batch["class_id"])))
+        return per_image_loss(eps_hat, eps, t, config.min_snr_gamma)
+
+    def preview_row(class_id: int, name: str) -> Row:
+        """Images of one class, in each preview from the same noise."""
+        wanted = [(name, number) for number in range(PREVIEWS)]
+        contexts = contexts_for(context, [class_id] * PREVIEWS)
+        sampling = SamplingConfig(config.seed, config.preview_steps, guidance=config.preview_guidance)
+        images = sample_images(unet, vae, contexts, wanted, sampling, config.resolution)
+        return Row(images, [tensor_to_image(image) for image in images])
+
+    latents = Latents(config, "class", dataset, vae, encode)
+    train(config, trainable, latents, loss, preview_row)
+    announce_end(config)
 
 
 if __name__ == "__main__":

@@ -3,143 +3,109 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
-import errors
-from batches import Batch
-from config import flag, parse
-from draws import Draws
-from errors import UserError
-from folders import is_good
-from generation import Drawing, paint
-from holes import HoleDataset, load_holes
-from latents import posterior, with_latents
-from learner import Learner, plain_autocast, settle
-from machine import DTYPES
-from masks import latent_mask
-from named import asked
-from pictures import grid, outline, tensor_to_image
-from previews import Preview
-from processes import together
-from prompts import DamageContext
-from recipe import TrainConfig
-from sd.diffusion import Diffusion
-from sd.inpainting import CHANNELS, UNetInPicture, load_inpainting_unet
-from sd.unet import UNet
-from sd.vae import VAE
-from sd.weights import load_vae
-from training import train
-from validation import validation
-
-PREVIEWS = 4  # images a class
-DIFFUSION = Diffusion()
+from checkpoints.prompts import contexts_for
+from dataset.masks import latent_mask
+from runtime import errors
+from runtime.cli import changed, flag, parse
+from runtime.device import DTYPES
+from runtime.distributed import together
+from runtime.errors import UserError
+from runtime.pictures import outline, tensor_to_image
+from sampling.generation import SamplingConfig, inpaint_images
+from sd.inpainting import CHANNELS, UNetInPicture
+from sd.pretrained.inpainting import load_inpainting_unet
+from sd.pretrained.weights import load_vae
+from training.batches import Batch
+from training.config import RunConfig, TrainConfig
+from training.diffusion import add_noise, per_image_loss
+from training.holes import load_holes
+from training.latents import Latents, posterior
+from training.loop import train
+from training.presets import preset_row
+from training.previews import PREVIEWS, Row
+from training.setup import add_adapters, announce, announce_end, resolve_run
+from training.step_noise import StepNoise
 
 EXAMPLE = """example:
   python train_inpaint.py --data DS-MVTec/bottle
-  python train_inpaint.py --data my/bottle --base tiny --resolution 128 --epochs 20
+  python train_inpaint.py --data my/bottle --preset better
+  python train_inpaint.py --data my/bottle --base tiny    # the embedded model: no download, minutes on a CPU
 Then: python sample.py --ckpt runs/bottle-inpaint --images DS-MVTec/bottle/image/good --out generated/bottle
-The same command goes on where it was interrupted.
+The same command resumes a run that was interrupted.
 """
 
 
 @dataclass
 class Config(TrainConfig):
-    """Strategy A's flags, masks, and what the damage weighs."""
+    """Strategy A's flags, masks, and the weight of the damage."""
 
-    load_masks: bool = flag(True, "read the masks; here they are always needed", group="data")
-    defect_weight: float = flag(0.0, "share of the loss that is the mean over the hole alone, however small; "
-                                "0 is the plain mean over the picture (the recipe)", group="training",
+    load_masks: bool = changed(RunConfig, "load_masks", True, help="read the masks; inpainting needs them")
+    defect_weight: float = flag(0.0, "share of the loss that is the mean over the hole, whatever its size; "
+                                "0: the plain mean over the image (the recipe)", group="experiments",
                                 minimum=0, maximum=1)
 
     def __post_init__(self) -> None:
         """Raises UserError for flags that contradict each other."""
         super().__post_init__()
         if not self.load_masks:
-            raise UserError("--no-load-masks: inpainting is learnt from masks; leave it out")
-
-
-def encode(config: Config, vae: VAE, batch: Batch) -> dict[str, Tensor]:
-    """What the diffusion step needs: latents of the image, those of what is around the hole, the latent mask.
-
-    The hole is grey, 0 in [-1, 1], as in the training of the published model.
-    """
-    mean, std = posterior(vae, batch["image"], config.precision)
-    masked_mean, masked_std = posterior(vae, batch["image"] * (1 - batch["hole"]), config.precision)
-    return {"mean": mean, "std": std, "masked_mean": masked_mean, "masked_std": masked_std,
-            "cells": latent_mask(batch["hole"])}
-
-
-def diffusion_loss(config: Config, unet: UNet, context: DamageContext, batch: Batch) -> Tensor:
-    """The diffusion step: ||eps - eps_hat(z_t, t, class | mask, masked image)||^2, one mean an image (B,).
-
-    --defect-weight w: (1 - w) times the mean over the picture and w times that over the hole.
-    """
-    device = context.null.device
-    draws = Draws(config, batch, device)
-    draws.dropout(unet)
-    z_0 = draws.latents(batch["mean"], batch["std"])
-    z_masked, cells = draws.latents(batch["masked_mean"], batch["masked_std"]), batch["cells"].to(device)
-    eps, t, class_id = draws.noise(), draws.timesteps(), draws.class_ids()
-    with plain_autocast(config, device):
-        in_picture = UNetInPicture(unet, cells, z_masked)
-        eps_hat = in_picture(DIFFUSION.add_noise(z_0, eps, t), t, context(class_id))
-    error = (eps_hat.float() - eps).square().mean(dim=1, keepdim=True)
-    in_hole = (error * cells).sum(dim=(1, 2, 3)) / cells.sum(dim=(1, 2, 3))
-    return (1 - config.defect_weight) * error.mean(dim=(1, 2, 3)) + config.defect_weight * in_hole
-
-
-def preview(config: Config, unet: UNet, vae: VAE, context: DamageContext,
-            dataset: HoleDataset) -> Preview:
-    """A row a class, its masks on undamaged training photos: the hole outlined, then what was painted."""
-    device = context.null.device
-    drawing = Drawing(seed=config.seed, steps=config.preview_steps, guidance=config.preview_guidance)
-    names = [dataset.classes[item.class_id] for item in dataset.items]
-    good = [i for i, name in enumerate(names) if is_good(name)]
-    rows, drawn, class_ids = [], [], []
-    unet.eval()
-    vae.to(device)
-    for class_id, name in enumerate(dataset.classes):
-        own = [i for i in range(len(names)) if names[i] == name]
-        photos = good or own
-        hole = torch.stack([dataset.example(i, 0)["hole"] for i in own[:PREVIEWS]])
-        image = torch.stack([dataset.example(photos[k % len(photos)], 0)["image"] for k in range(len(hole))])
-        with plain_autocast(config, device):
-            painted = paint(unet, vae, context, [(name, class_id, k) for k in range(len(hole))], image, hole,
-                            drawing)
-        rows.append([cell for before, where, after in zip(image, hole, painted, strict=True) for cell in
-                     (outline(tensor_to_image(before), where[0].numpy()), tensor_to_image(after))])
-        drawn.append(painted)
-        class_ids += [class_id] * len(painted)
-    unet.train()
-    if config.latent_variants:  # nothing needs it before the next preview
-        vae.to("cpu")
-    return Preview(grid(rows, dataset.classes), torch.cat(drawn), class_ids)
+            raise UserError("--no-load-masks: inpainting is learnt from masks; omit the flag")
 
 
 @together
 def main() -> None:
-    """The command: data and masks, models, then the training loop."""
-    config = parse(Config, __doc__, EXAMPLE)
+    """Data and models; what a batch goes through; what a preview shows; the training loop."""
+    config = parse(Config, __doc__, EXAMPLE, row=preset_row("inpaint"))
     if config.plan:
-        from plan import print_plan  # slow to import
-        return print_plan(config, tokens=config.context_length, in_channels=CHANNELS, encodings=2)
-    device, folder = settle(config, "inpaint")
+        from training.plan import print_plan  # slow to import
+        return print_plan(config, tokens=config.tokens_per_class, prompts=config.context == "prompt",
+                          in_channels=CHANNELS, encodings=2)
+    device = resolve_run(config, "inpaint")
     dataset = load_holes(config)
-    print(dataset.summary())
+    announce(dataset)
 
     unet, widened = load_inpainting_unet(config.base, device=device, dtype=DTYPES[config.precision])
     vae = load_vae(config.base, device=device, dtype=torch.float32)
-    learner = Learner(config, "inpaint", dataset.classes, unet, widened=widened)
-    examples, loss_fn = with_latents(config, "inpaint", dataset, vae, partial(encode, config, vae),
-                                     partial(diffusion_loss, config, unet, learner.context))
-    train(config, folder, examples, loss_fn, learner.optimizer, learner.tensors, learner.header,
-          partial(preview, config, unet, vae, learner.context, dataset),
-          validation(config, folder, dataset, device))
-    print(f"done: {folder}/adapter.safetensors; paint with: python sample.py --ckpt {folder} --images PHOTOS"
-          f"{asked('--base', config.base)}{asked('--masks', config.data[0])} --out generated")
+    context, trainable = add_adapters(config, "inpaint", dataset.classes, unet, widened=widened)
+
+    def encode(batch: Batch) -> dict[str, Tensor]:
+        """image (B,3,R,R), hole (B,1,R,R) -> posteriors of image and masked image, and the latent mask.
+
+        The hole of the masked image is grey, 0 in [-1,1], as in the training of the published model.
+        """
+        mean, std = posterior(vae, batch["image"], config.precision)
+        masked_mean, masked_std = posterior(vae, batch["image"] * (1 - batch["hole"]), config.precision)
+        return {"mean": mean, "std": std, "masked_mean": masked_mean, "masked_std": masked_std,
+                "cells": latent_mask(batch["hole"])}
+
+    def loss(batch: Batch, noise: StepNoise) -> Tensor:
+        """The diffusion step: ||eps - eps_hat(z_t, t, class | mask, masked image)||^2, means (B,)."""
+        noise.seed_dropout(unet)
+        z_0 = batch["mean"] + batch["std"] * noise.normal()  # posterior samples
+        z_masked = batch["masked_mean"] + batch["masked_std"] * noise.normal()
+        eps, t = noise.normal(), noise.timesteps()
+        z_t = add_noise(z_0, eps, t)
+        in_picture = UNetInPicture(unet, batch["cells"], z_masked)
+        eps_hat = in_picture(z_t, t, context(noise.drop_class(batch["class_id"])))
+        return per_image_loss(eps_hat, eps, t, config.min_snr_gamma, batch["cells"], config.defect_weight)
+
+    def preview_row(class_id: int, name: str) -> Row:
+        """One class: its holes outlined on undamaged training photos, each beside the inpainted result."""
+        images, holes = dataset.preview_inputs(class_id, PREVIEWS)
+        wanted = [(name, number) for number in range(len(images))]
+        contexts = contexts_for(context, [class_id] * len(images))
+        sampling = SamplingConfig(config.seed, config.preview_steps, guidance=config.preview_guidance)
+        painted = inpaint_images(unet, vae, contexts, wanted, images, holes, sampling)
+        return Row(painted, [picture for before, hole, after in zip(images, holes, painted, strict=True)
+                             for picture in (outline(tensor_to_image(before), hole[0].numpy()),
+                                             tensor_to_image(after))])
+
+    latents = Latents(config, "inpaint, placed by surroundings", dataset, vae, encode)
+    train(config, trainable, latents, loss, preview_row)
+    announce_end(config, images=" --images PHOTOS", masks=True)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""The same work with diffusers and peft, for bench.py: the stock LoRA example's way, or the best settings.
+"""The same work with diffusers and peft, for benchmarks.bench: as the stock LoRA example, or tuned.
 
     python benchmarks/peer.py train  --data DIR --base DIR --out DIR --max-steps 5 --strategy inpaint
     python benchmarks/peer.py sample --base DIR --out DIR --per-class 2 --steps 5 --guidance 2
 
-`--stock` is what diffusers' LoRA example does: the VAE in the loop, convolutions in the default layout.
-Without it latents are encoded before the first step, convolutions run channels last and AdamW is fused. Half
-precision is the examples' way: what is frozen is in it, what is trained in fp32, and autocast joins them.
-`--compile` compiles the UNet by its repeated blocks, as diffusers' documentation advises.
+`--stock` does as diffusers' LoRA example: the VAE in the loop, convolutions in the default layout. Without
+it latents are encoded before the first step, convolutions run channels last and AdamW is fused. In half
+precision frozen weights are half, trained ones fp32 under autocast, as in the examples. `--compile` compiles
+the UNet's repeated blocks, as diffusers' documentation advises.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +37,7 @@ SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_l
 
 
 def load(flags: argparse.Namespace) -> tuple[UNet2DConditionModel, AutoencoderKL]:
+    """UNet and VAE, frozen, on the device."""
     half = Path(flags.base, "unet", "diffusion_pytorch_model.fp16.safetensors").exists()
     how = {"torch_dtype": DTYPES[flags.precision], "variant": "fp16" if half else None}
     folder = "unet_inpaint" if flags.strategy == "inpaint" else "unet"
@@ -49,14 +51,14 @@ def load(flags: argparse.Namespace) -> tuple[UNet2DConditionModel, AutoencoderKL
 
 
 def precise(weights: list[torch.nn.Parameter]) -> list[torch.nn.Parameter]:
-    """What is trained, in fp32."""
+    """The trained weights, in fp32."""
     for weight in weights:
         weight.data = weight.data.float()
     return weights
 
 
 def with_mask(image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """A mask (1,R,R), a random rectangle, and the image grey in it, as in diffusers' inpainting example."""
+    """A random rectangle as mask (1,R,R), and the image grey in it, as in diffusers' inpainting example."""
     mask, side = torch.zeros_like(image[:1]), image.shape[-1]
     top, left, height, width = (int(torch.randint(side // 8, side // 2, ())) for _ in range(4))
     mask[:, top:top + height, left:left + width] = 1
@@ -64,8 +66,8 @@ def with_mask(image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @torch.no_grad()
-def encoded(vae: AutoencoderKL, dataset: ImageFolder, strategy: str) -> list:
-    """Of each image what a step needs: moments, class, mask, and for inpainting the grey image's moments."""
+def encoded(vae: AutoencoderKL, dataset: ImageFolder, strategy: str) -> Any:
+    """For each image: moments, class, mask, and for inpainting the moments of the image without the hole."""
     def moments(image: torch.Tensor) -> torch.Tensor:
         return vae.encode(image[None].to(vae.device, vae.dtype)).latent_dist.parameters[0].float()
 
@@ -77,8 +79,8 @@ def encoded(vae: AutoencoderKL, dataset: ImageFolder, strategy: str) -> list:
     return found
 
 
-def drawn(parameters: torch.Tensor, vae: AutoencoderKL) -> torch.Tensor:
-    """A latent from the moments of its posterior."""
+def posterior_sample(parameters: torch.Tensor, vae: AutoencoderKL) -> torch.Tensor:
+    """A posterior sample from its moments."""
     mean, log_variance = parameters.chunk(2, dim=1)
     return (mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)) * vae.config.scaling_factor
 
@@ -112,13 +114,13 @@ def train(flags: argparse.Namespace) -> None:
             if flags.stock:
                 z_0 = vae.encode(image.to(vae.dtype)).latent_dist.sample() * vae.config.scaling_factor
             else:
-                z_0 = drawn(image, vae)
+                z_0 = posterior_sample(image, vae)
         z_0 = z_0.float()
         eps, t = torch.randn_like(z_0), torch.randint(0, 1000, (len(z_0),), device=flags.device)
         z_t, tokens, residuals = schedule.add_noise(z_0, eps, t), embedding(class_id)[:, None], {}
         if flags.strategy == "inpaint":
             mask, around = others
-            z_t = torch.cat([z_t, F.max_pool2d(mask, 8), drawn(around, vae)], dim=1)
+            z_t = torch.cat([z_t, F.max_pool2d(mask, 8), posterior_sample(around, vae)], dim=1)
         with mixed:
             if flags.strategy == "control":
                 skips, mid = control(z_t, t, tokens, others[0].expand(-1, 3, -1, -1), return_dict=False)
@@ -133,7 +135,7 @@ def train(flags: argparse.Namespace) -> None:
 
 
 def sample(flags: argparse.Namespace) -> None:
-    """Guided pictures by diffusers' pipeline, with a fresh LoRA fused into the UNet."""
+    """Guided images by diffusers' pipeline, with an untrained LoRA fused into the UNet."""
     unet, vae = load(flags)
     unet.add_adapter(LORA)
     unet.fuse_lora()
@@ -155,7 +157,7 @@ def sample(flags: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """The command: train or sample as diffusers and peft do."""
+    """Train or sample as diffusers and peft do."""
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", choices=("train", "sample"))

@@ -1,4 +1,4 @@
-"""A base of SD 1.5's size and layout, whose weights are random: what a measurement needs of it."""
+"""A base with random weights in diffusers layout: enough to measure time and memory."""
 
 from __future__ import annotations
 
@@ -9,30 +9,37 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from files import save_json, save_tensors
-from sd.inpainting import FOLDER as INPAINTING
-from sd.parts import AUTOENCODER, UNET, WEIGHTS
+from runtime.files import save_json
+from runtime.tensor_files import save_tensors
+from sd.pretrained.components import AUTOENCODER, UNET, WEIGHTS
+from sd.pretrained.inpainting import FOLDER as INPAINTING
+from sd.unet import UNetConfig
+from sd.vae import VAEConfig
+
+SMALLEST = (UNetConfig(block_out_channels=(16, 16, 32, 32), layers_per_block=1, cross_attention_dim=16,
+                       attention_head_dim=2, norm_num_groups=8),
+            VAEConfig(block_out_channels=(8, 8, 16, 16), layers_per_block=1, norm_num_groups=8))
 
 
-def write_random_base(folder: Path) -> Path:
-    """A model in diffusers' layout, fp16, as published; only its weights are random."""
-    for part in (UNET, AUTOENCODER):
+def write_random_base(folder: Path, unet: UNetConfig | None = None, vae: VAEConfig | None = None) -> Path:
+    """Write UNet, inpainting UNet and VAE in fp16, by default of SD 1.5's size; return `folder`."""
+    for part, config in ((UNET, unet or UNetConfig()), (AUTOENCODER, vae or VAEConfig())):
         with torch.device("meta"):
-            module = part.module(part.config)
+            module = part.module(config)
         state = {}
-        for name, weight in module.state_dict().items():  # as wide as PyTorch's own start
+        for name, weight in module.state_dict().items():  # as wide as PyTorch's initialisation
             empty = torch.empty(weight.shape, dtype=torch.float16)
             norm = weight.ndim == 1 and "norm" in name and name.endswith("weight")
             state[name] = (empty.fill_(1) if norm else empty.zero_() if weight.ndim == 1 else
                            empty.uniform_(-1, 1).mul_(weight[0].numel() ** -0.5))
         save_tensors(folder / part.folder / f"{WEIGHTS}.safetensors", state, "about", {})
-        blocks = part.blocks(len(part.config.block_out_channels))
-        save_json(folder / part.folder / "config.json", dataclasses.asdict(part.config) | blocks)
+        blocks = part.blocks(len(config.block_out_channels))
+        save_json(folder / part.folder / "config.json", dataclasses.asdict(config) | blocks)
     return write_inpainting(folder, folder / "unet")
 
 
 def write_inpainting(base: Path, unet: Path) -> Path:
-    """`base` with a nine-channel UNet: that in the folder `unet`, five more channels zero."""
+    """Add a nine-channel UNet to `base`: that in the folder `unet` with five channels of zero weights."""
     out = base / INPAINTING
     file, = unet.glob("*.safetensors")
     tensors = load_file(file)
@@ -44,7 +51,7 @@ def write_inpainting(base: Path, unet: Path) -> Path:
 
 
 def writable(base: Path, folder: Path) -> Path:
-    """A base on disk as a folder of links, with a nine-channel UNet added if it has none."""
+    """A copy of a base on disk made of links, with a nine-channel UNet added if it has none."""
     folder.mkdir()
     for part in base.iterdir():
         (folder / part.name).symlink_to(part.resolve())

@@ -1,7 +1,8 @@
-"""The rows of bench.py's table: which commands are compared, at which size, and what is timed of them."""
+"""The rows of the benchmark's table: which commands are compared, at which size, and what is timed."""
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable
 from functools import cache, partial
@@ -9,32 +10,33 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.timing import Run, steps_done, timed
-from footprint import Footprint, Step, footprint
-from plan import shapes
-from recipe import TrainConfig
-from sd.parts import AUTOENCODER, UNET
+from runtime.files import is_private
+from sd.pretrained.components import AUTOENCODER, UNET
+from training.config import TrainConfig
+from training.footprint import Footprint, Step, footprint
+from training.plan import shapes
 
 PEER = "benchmarks/peer.py"
 BEST, STOCK = "diffusers + peft", "diffusers + peft, stock example"
-QUIET = ["--preview-every", "0", "--latent-variants", "1"]
-STEPS = 3  # of a training run; the first one is not counted
-FEW, MORE = 2, 6  # DDIM steps of two sampling runs, from which what DDIM_STEPS take is made
+QUIET = ["--preset", "recipe", "--preview-every", "0", "--latent-variants", "1"]
+STEPS = 3  # of a training run; the first is not counted
+FEW, MORE = 2, 6  # DDIM steps of two sampling runs, from which the time of DDIM_STEPS is extrapolated
 DDIM_STEPS = 50
 
 
 class Row(NamedTuple):
-    """What is compared. tflop: the arithmetic of what is timed; first: what seconds_to_first waits for."""
+    """A comparison. tflop: the arithmetic of what is timed; first: what seconds_to_first waits for."""
 
     precision: str
     resolution: int
     batch: int
     tflop: float
     first: str
-    contenders: dict[str, Callable[[], Run]]  # name -> what runs it once
+    contenders: dict[str, Callable[[], Run]]  # name -> runs it once
 
 
 class Place(NamedTuple):
-    """Where the rows' commands find things."""
+    """Base, data and folders of the rows' commands."""
 
     base: str
     data: str
@@ -42,15 +44,15 @@ class Place(NamedTuple):
     device: str
 
     def common(self, precision: str) -> list[str]:
-        """What each command is told."""
+        """Flags of every command."""
         return ["--precision", precision, "--device", self.device]
 
     def new(self) -> Path:
-        """A folder that nothing is in."""
+        """A new empty folder."""
         return Path(tempfile.mkdtemp(dir=self.work))
 
     def checkpoint(self, resolution: int) -> str:
-        """A class checkpoint to draw from or to train on, made if it is not there yet."""
+        """A class checkpoint to sample from or to train on, made at the first call."""
         out = self.work / f"trained {resolution}" / "run"
         if not out.exists():
             timed(["train_class.py", *QUIET, "--data", self.data, "--base", self.base,
@@ -61,8 +63,8 @@ class Place(NamedTuple):
 
 @cache
 def arithmetic(base: str, resolution: int, batch: int, control_rank: int | None = None) -> Footprint:
-    """A training step, counted from shapes."""
-    config = TrainConfig([""], resolution=resolution, batch_size=batch, precision="fp32")
+    """Arithmetic of a training step, counted from shapes."""
+    config = TrainConfig(data=[""], resolution=resolution, batch_size=batch, precision="fp32")
     step = Step(shapes(base, UNET), shapes(base, AUTOENCODER), control_rank=control_rank)
     return footprint(config, step, checkpointing="none")
 
@@ -82,8 +84,18 @@ def training(place: Place, precision: str, resolution: int, contenders: dict[str
                {name: partial(once, command) for name, command in contenders.items()})
 
 
+def images_in(folder: Path) -> int:
+    """The number of finished images in a folder, while another process writes there."""
+    # os.walk passes over folders that vanish meanwhile; Path.rglob raises an error
+    return sum(name[0].isdigit() and name.endswith(".png") for place, _, names in os.walk(folder)
+               if not is_private(os.path.basename(place)) for name in names)
+
+
 def sampling(place: Place, precision: str, resolution: int, batch: int, *rival: str) -> Row:
-    """A batch of images of DDIM_STEPS guided steps, from two runs of fewer, each drawing two batches."""
+    """A batch of images of DDIM_STEPS guided steps, from two runs of fewer, each sampling two batches."""
+    def batches(out: Path) -> int:
+        return images_in(out) // batch
+
     def once(command: list[str]) -> Run:
         runs = {}
         for steps in (FEW, MORE):
@@ -91,7 +103,7 @@ def sampling(place: Place, precision: str, resolution: int, batch: int, *rival: 
             runs[steps] = timed(
                 [*command, "--base", place.base, "--batch-size", str(batch), "--per-class", str(2 * batch),
                  "--guidance", "2", *place.common(precision), "--steps", str(steps), "--out", str(out)],
-                lambda out=out: len(list(out.rglob("[0-9]*.png"))) // batch, 2, place.device)
+                partial(batches, out), 2, place.device)
         few, more = (runs[steps].each[0] for steps in (FEW, MORE))
         rest = (DDIM_STEPS - FEW) * (more - few) / (MORE - FEW)
         return Run([few + rest], runs[FEW].start, max(run.memory for run in runs.values()))
@@ -104,7 +116,7 @@ def sampling(place: Place, precision: str, resolution: int, batch: int, *rival: 
 
 
 def table(place: Place, full: int) -> dict[str, Callable[[], Row]]:
-    """Name -> what makes the row when its turn comes. `full` pixels; what takes long has half of that."""
+    """Name -> function that makes the row. Images of `full` pixels; slow rows have half of that."""
     low, half = "bf16" if place.device == "cpu" else "fp16", full // 2
     ours = ["train_class.py", *QUIET]
     steps = {"ours": ours, **{f"ours, --checkpointing {level}": [*ours, "--checkpointing", level]

@@ -1,7 +1,7 @@
-"""ControlNet (Zhang et al. 2023, arXiv 2302.05543): an image that tells the frozen UNet where things are.
+"""ControlNet (Zhang et al. 2023, arXiv 2302.05543): spatial conditioning of a frozen UNet by an image.
 
-It is the UNet's encoder once more, with a small encoder for that image added to its input and a 1x1
-convolution on each of its outputs. These convolutions start at zero, so at first it changes nothing.
+It is a second copy of the UNet's encoder. A small encoder of the condition image is added to its input, and
+each of its outputs passes a 1x1 convolution. These start at zero, so at first nothing changes.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sd.convolution import Conv2d
-from sd.layers import Context, repeated
-from sd.unet import UNet, UNetConfig, UNetEncoder
+from sd.exact_shortcuts import Context, Conv2d, repeated
+from sd.unet import Control, UNet, UNetConfig, UNetEncoder
 
 
 @dataclass(frozen=True)
@@ -28,16 +28,15 @@ class ControlNetConfig(UNetConfig):
 
 
 class ConditionEncoder(nn.Module):
-    """The condition at the image's size -> features at the latents' size, an eighth of it."""
+    """The condition image, at full resolution -> features at the latents' resolution."""
 
     def __init__(self, config: ControlNetConfig) -> None:
         super().__init__()
         widths = config.conditioning_embedding_out_channels
         self.conv_in = Conv2d(config.conditioning_channels, widths[0], 3, padding=1)
         self.blocks = nn.ModuleList()
-        for c_in, c_out in zip(widths[:-1], widths[1:], strict=True):
-            self.blocks += [Conv2d(c_in, c_in, 3, padding=1),
-                            Conv2d(c_in, c_out, 3, padding=1, stride=2)]
+        for c_in, c_out in pairwise(widths):
+            self.blocks += [Conv2d(c_in, c_in, 3, padding=1), Conv2d(c_in, c_out, 3, padding=1, stride=2)]
         self.conv_out = Conv2d(widths[-1], config.block_out_channels[0], 3, padding=1)
 
     def forward(self, condition: Tensor) -> Tensor:
@@ -49,7 +48,9 @@ class ConditionEncoder(nn.Module):
 
 
 class ControlNet(UNetEncoder):
-    """control = ControlNet(z_t, t, context, condition), the residuals that UNet takes under this name."""
+    """control = ControlNet(z_t, t, context, condition): the residuals for UNet's argument `control`."""
+
+    config: ControlNetConfig
 
     def __init__(self, config: ControlNetConfig | None = None) -> None:
         config = config or ControlNetConfig()
@@ -59,16 +60,14 @@ class ControlNet(UNetEncoder):
         dim = config.block_out_channels[-1]
         self.controlnet_mid_block = Conv2d(dim, dim, 1)
 
-    def forward(self, z_t: Tensor, t: Tensor, context: Context,
-                condition: Tensor) -> tuple[list[Tensor], Tensor]:
+    def forward(self, z_t: Tensor, t: Tensor, context: Context, condition: Tensor) -> Control:
         """Residuals for the UNet's skips, in their order, and for its middle block.
 
-        z_t: (B, 4, H, W) latents, of a nine-channel UNet's input the noisy ones alone; t: (B,); context:
-        (B, L, cross_attention_dim), the UNet's own; condition: (B, conditioning_channels, 8H, 8W) in [0,1].
-        With t (1,) there may be k times as many contexts, and as many conditions as contexts or as latents.
+        z_t: (B, 4, H, W) noisy latents; t: (B,); context: (B, L, cross_attention_dim); condition: (B,
+        conditioning_channels, 8H, 8W) in [0,1]. With t (1,), k contexts a latent, and k or 1 conditions.
         """
-        seen = self.controlnet_cond_embedding(condition)
-        h = repeated(self.conv_in(z_t), len(seen)) + seen
+        features = self.controlnet_cond_embedding(condition)
+        h = repeated(self.conv_in(z_t), len(features)) + features
         h, skips = self.encode(h, self.embed_time(t), context)
         residuals = [conv(skip) for conv, skip in zip(self.controlnet_down_blocks, skips, strict=True)]
         return residuals, self.controlnet_mid_block(h)
@@ -76,18 +75,18 @@ class ControlNet(UNetEncoder):
 
 def copy_encoder(unet: UNet, condition_channels: int, rng: torch.Generator, *,
                  share: bool = False) -> ControlNet:
-    """A fresh ControlNet on a copy of `unet`'s encoder: its residuals are exactly zero until it has learnt.
+    """A new ControlNet on a copy of `unet`'s encoder. Its residuals are zero until it is trained.
 
-    unet: without adapters (merge them first); of a nine-channel one the weights of the noisy latents are
-    taken. share: let the encoder hold the UNet's own tensors, for one that stays frozen. All other weights
-    are fp32. The condition encoder's come from `rng` and keep the variance through its layers (He et al.
-    2015, arXiv 1502.01852, equation 10); its last convolution and those of the outputs are zero.
+    unet: without adapters; of a nine-channel conv_in, the noisy latents' weights are copied. share: use the
+    UNet's own tensors, not fp32 copies, for a frozen encoder. The condition encoder (fp32) comes from `rng`
+    and keeps the variance (He et al. 2015, arXiv 1502.01852, equation 10); zero convolutions follow it.
     """
     config = ControlNetConfig(**dataclasses.asdict(unet.config) | {"in_channels": 4},
                               conditioning_channels=condition_channels)
     with torch.device("meta"):
         control = ControlNet(config)
-    state, copied = {}, unet.state_dict()
+    state: dict[str, Tensor] = {}
+    copied = unet.state_dict()
     for name, tensor in control.state_dict().items():
         if name in copied:
             weight = copied[name][:, :4] if name == "conv_in.weight" else copied[name]

@@ -3,35 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sd.convolution import Conv2d
-from sd.lean import gated, recomputed
-
-# Layers with an attribute `fast` compute by exact shortcuts while it is true; set_fast(model, False) makes
-# them compute everything as it is written in the papers, which is there to compare with. Layers with `lean`
-# compute again in the backward pass what is cheap, rather than to keep it.
-
-
-def set_fast(model: nn.Module, fast: bool) -> None:
-    """Let all layers of `model` use their exact shortcuts, or none; weights lie channels last for these."""
-    for module in model.modules():
-        module.fast = fast
-    for weight in model.parameters():
-        if weight.ndim == 4:
-            layout = torch.channels_last if fast else torch.contiguous_format
-            weight.data = weight.data.contiguous(memory_format=layout)
-
-
-def set_checkpointing(model: nn.Module, level: str) -> None:
-    """What `model` computes again in the backward pass: "none", "lean" (what is cheap) or "full" (blocks)."""
-    for module in model.modules():
-        module.lean, module.checkpointing = level != "none", level == "full"
+from sd.exact_shortcuts import Context, Conv2d, FixedContext, Gated, Recomputed, cross_attention, repeated
 
 
 def timestep_embedding(t: Tensor, dim: int) -> Tensor:
@@ -58,14 +35,14 @@ class TimestepEmbedding(nn.Module):
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group normalisation (Wu and He 2018, arXiv 1803.08494), which most often a SiLU follows."""
+    """Group normalisation (Wu and He 2018, arXiv 1803.08494)."""
 
-    fast, lean = True, False
+    fast, lean = True, False  # set by set_fast and set_checkpointing in sd/exact_shortcuts.py
 
     def silu(self, x: Tensor) -> Tensor:
-        """SiLU(GroupNorm(x)), of which, if lean, only x is kept for the backward pass."""
+        """SiLU(GroupNorm(x)); with `lean`, only x is kept for the backward pass."""
         if self.fast and self.lean:
-            return recomputed(self._silu, x, self.weight, self.bias)
+            return Recomputed.apply(self._silu, x, self.weight, self.bias)
         return self._silu(x, self.weight, self.bias)
 
     def _silu(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -96,27 +73,6 @@ class ResnetBlock(nn.Module):
         return self.conv_shortcut(x) + h
 
 
-class FixedContext:
-    """A context that stays the same, as in sampling: what each layer makes of it is made once, and kept."""
-
-    def __init__(self, tokens: Tensor) -> None:
-        self.tokens, self._made = tokens, {}
-
-    def made_by(self, layer: nn.Module, make: Callable[[Tensor], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        """make(tokens), `layer`'s own."""
-        if layer not in self._made:
-            self._made[layer] = make(self.tokens)
-        return self._made[layer]
-
-
-Context = Tensor | FixedContext  # (B, L, context_dim)
-
-
-def repeated(x: Tensor, batch: int) -> Tensor:
-    """x (B, ...) over and over until there are `batch`: [a, b] -> [a, b, a, b]."""
-    return x if len(x) == batch else torch.cat([x] * (batch // len(x)))
-
-
 class Attention(nn.Module):
     """softmax(Q K^T / sqrt(d)) V over `heads` heads; keys and values from a context, or from x itself."""
 
@@ -141,9 +97,9 @@ class Attention(nn.Module):
         q = self._split(self.to_q(x))
         return self.to_out[0](F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, N, dim) attends to itself -> (B, N, dim)."""
-        return self.attend(x, *self.keys_values(x))
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """x (B, N, dim) attends to context (B, L, context_dim), or to itself -> (B, N, dim)."""
+        return self.attend(x, *self.keys_values(x if context is None else context))
 
 
 class GEGLU(nn.Module):
@@ -158,13 +114,13 @@ class GEGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         both = self.proj(x)
         if self.fast:
-            return gated(both)
+            return Gated.apply(both)
         value, gate = both.chunk(2, dim=-1)
         return value * F.gelu(gate)
 
 
 class FeedForward(nn.Module):
-    """The transformer's feed-forward layer; net.1 is where the checkpoint's authors had a dropout of zero."""
+    """The transformer's feed-forward layer. net.1 takes the place of the published code's dropout of 0."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -187,23 +143,13 @@ class TransformerBlock(nn.Module):
         self.ff = FeedForward(dim)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        """x (B, N, dim), context (kB, L, context_dim) -> (kB, N, dim): each x with k contexts, in k turns."""
-        x = x + self.attn1(self.norm1(x))
-        # In training each pixel goes through to_out by itself: its adapter drops out inputs pixel by pixel.
-        take = partial(self._take, pixels=x.shape[1] if self.training else 1)
-        given = context.made_by(self, take) if isinstance(context, FixedContext) else take(context)
-        x = repeated(x, len(given[0]))
-        x = x + (self.attn2.attend(self.norm2(x), *given) if len(given) > 1 else given[0])
+        """x (B, N, dim), context (kB, L, context_dim) -> (kB, N, dim): all of x with each of k contexts."""
+        x = repeated(x + self.attn1(self.norm1(x)), len(context))
+        if self.fast or isinstance(context, FixedContext):
+            x = x + cross_attention(self.attn2, self.norm2, x, context)
+        else:
+            x = x + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
-
-    def _take(self, context: Tensor, pixels: int) -> tuple[Tensor, ...]:
-        """What cross-attention needs of the context: keys and values or, of one token, what comes out.
-
-        A softmax over one token is 1, whatever queries and keys are: each pixel gets to_out(to_v(token)).
-        """
-        if context.shape[1] > 1 or not self.fast:
-            return self.attn2.keys_values(context)
-        return (self.attn2.to_out[0](self.attn2.to_v(context).expand(-1, pixels, -1)),)
 
 
 class SpatialTransformer(nn.Module):

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sd.convolution import Conv2d
+from sd.exact_shortcuts import Context, Conv2d, repeated
 from sd.layers import (
-    Context,
     Downsample,
     GroupNorm,
     ResnetBlock,
     SpatialTransformer,
     TimestepEmbedding,
     Upsample,
-    repeated,
     timestep_embedding,
 )
+
+Control = tuple[list[Tensor], Tensor]  # a ControlNet's residuals for the skips and for the middle block
 
 
 @dataclass(frozen=True)
@@ -46,43 +47,31 @@ class UNetConfig:
 
 
 class UNetBlock(nn.Module):
-    """Resnets, each followed by a transformer where the level has attention, then a change of resolution."""
+    """Resnets, of which the first `transformers` are each followed by one; UNet runs them one by one.
 
-    def __init__(self, config: UNetConfig, channels: list[tuple[int, int]], *, attention: bool) -> None:
+    channels: (c_in, c_out) of each resnet. The change of resolution is attached by encoder or decoder.
+    """
+
+    def __init__(self, config: UNetConfig, channels: list[tuple[int, int]], transformers: int) -> None:
         super().__init__()
         time_dim, groups = 4 * config.block_out_channels[0], config.norm_num_groups
         self.resnets = nn.ModuleList(
             ResnetBlock(c_in, c_out, groups=groups, eps=1e-5, time_dim=time_dim) for c_in, c_out in channels)
-        if attention:
+        if transformers:
             self.attentions = nn.ModuleList(
-                SpatialTransformer(c_out, config.attention_head_dim, config.cross_attention_dim,
-                                   groups=groups)
-                for _, c_out in channels)
-
-    def layers(self) -> list[tuple[nn.Module, nn.Module | None]]:
-        """(resnet, transformer or None), in the order of computation."""
-        transformers = getattr(self, "attentions", [None] * len(self.resnets))
-        return list(zip(self.resnets, transformers, strict=True))
+                SpatialTransformer(dim, config.attention_head_dim, config.cross_attention_dim, groups=groups)
+                for _, dim in channels[:transformers])
 
 
-class MidBlock(nn.Module):
-    """resnet, transformer, resnet at the lowest resolution; UNetEncoder.encode runs them one by one."""
-
-    def __init__(self, config: UNetConfig) -> None:
-        super().__init__()
-        dim, groups = config.block_out_channels[-1], config.norm_num_groups
-        time_dim = 4 * config.block_out_channels[0]
-        self.resnets = nn.ModuleList(
-            ResnetBlock(dim, dim, groups=groups, eps=1e-5, time_dim=time_dim) for _ in range(2))
-        self.attentions = nn.ModuleList(
-            [SpatialTransformer(dim, config.attention_head_dim, config.cross_attention_dim, groups=groups)])
+def layers_of(block: nn.Module) -> Iterator[tuple[nn.Module, nn.Module | None]]:
+    """(resnet, transformer or None) of a UNetBlock, in the order of computation."""
+    return zip_longest(block.get_submodule("resnets").children(), getattr(block, "attentions", []))
 
 
 class UNetEncoder(nn.Module):
     """The first half of the UNet, down to the middle block. ControlNet is this half with its own outputs."""
 
-    fast = True  # as in sd/layers.py
-    checkpointing = False  # recompute blocks in the backward pass: less memory, a third more work
+    fast, checkpointing = True, False  # set by set_fast and set_checkpointing in sd/exact_shortcuts.py
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -94,21 +83,27 @@ class UNetEncoder(nn.Module):
         for level, (c_in, c_out) in enumerate(zip((widths[0], *widths[:-1]), widths, strict=True)):
             last = level == len(widths) - 1
             channels = [(c_in if i == 0 else c_out, c_out) for i in range(config.layers_per_block)]
-            block = UNetBlock(config, channels, attention=not last)
+            block = UNetBlock(config, channels, 0 if last else len(channels))
             if not last:
                 block.downsamplers = nn.ModuleList([Downsample(c_out)])
             self.down_blocks.append(block)
-        self.mid_block = MidBlock(config)
+        self.mid_block = UNetBlock(config, [(widths[-1], widths[-1])] * 2, 1)
 
     def run(self, module: Callable[..., Tensor], *inputs: Any) -> Tensor:
-        """module(*inputs), without keeping its activations where `checkpointing` is on."""
+        """module(*inputs); with `checkpointing`, the backward pass recomputes its activations."""
         if self.checkpointing and torch.is_grad_enabled():
             return checkpoint(module, *inputs, use_reentrant=False)
         return module(*inputs)
 
+    def run_layer(self, resnet: nn.Module, transformer: nn.Module | None, h: Tensor, time: Tensor,
+                  context: Context) -> Tensor:
+        """A resnet and the transformer behind it, if there is one."""
+        h = self.run(resnet, h, time)
+        return h if transformer is None else self.run(transformer, h, context)
+
     @property
     def dtype(self) -> torch.dtype:
-        """What it computes in. (Not conv_in's, which is fp32 where it is trained beside a half UNet.)"""
+        """The precision of the computation. conv_in may be fp32: it is trained in a widened UNet."""
         return self.time_embedding.linear_1.weight.dtype
 
     def embed_time(self, t: Tensor) -> Tensor:
@@ -116,23 +111,20 @@ class UNetEncoder(nn.Module):
         return self.time_embedding(timestep_embedding(t, self.config.block_out_channels[0]).to(self.dtype))
 
     def encode(self, h: Tensor, time: Tensor, context: Context) -> tuple[Tensor, list[Tensor]]:
-        """conv_in's output (B, C, H, W) -> the middle block's output and the skips, one a layer: (kB, ..).
+        """conv_in's output (B, C, H, W) -> the middle block's output and one skip a layer, (kB, ..) each.
 
-        All before the first attention to the context (kB, L, cross_attention_dim) is computed once for all k.
+        Layers before the first attention to the context (kB, L, cross_attention_dim) run once for all k.
         """
         skips = [h]
         for block in self.down_blocks:
-            for resnet, transformer in block.layers():
-                h = self.run(resnet, h, time)
-                if transformer is not None:
-                    h = self.run(transformer, h, context)
+            for layer in layers_of(block):
+                h = self.run_layer(*layer, h, time, context)
                 skips.append(h)
             for downsample in getattr(block, "downsamplers", []):
                 h = downsample(h)
                 skips.append(h)
-        h = self.run(self.mid_block.resnets[0], h, time)
-        h = self.run(self.mid_block.attentions[0], h, context)
-        h = self.run(self.mid_block.resnets[1], h, time)
+        for layer in layers_of(self.mid_block):
+            h = self.run_layer(*layer, h, time, context)
         return h, [repeated(skip, len(h)) for skip in skips]
 
 
@@ -150,22 +142,20 @@ class UNet(UNetEncoder):
             for _ in range(depth + 1):
                 channels.append((c + skip_channels.pop(), width))
                 c = width
-            block = UNetBlock(config, channels, attention=level < len(widths) - 1)
+            block = UNetBlock(config, channels, len(channels) if level < len(widths) - 1 else 0)
             if level > 0:
                 block.upsamplers = nn.ModuleList([Upsample(width)])
             self.up_blocks.append(block)
         self.conv_norm_out = GroupNorm(config.norm_num_groups, widths[0], eps=1e-5)
         self.conv_out = Conv2d(widths[0], config.out_channels, 3, padding=1)
 
-    def forward(self, z_t: Tensor, t: Tensor, context: Context,
-                control: tuple[list[Tensor], Tensor] | None = None) -> Tensor:
+    def forward(self, z_t: Tensor, t: Tensor, context: Context, control: Control | None = None) -> Tensor:
         """Predict the noise in z_t.
 
         z_t: (B, in_channels, H, W) latents, H and W multiples of 8; t: (B,) integer timesteps in 0..999, or
-        (1,), the same for all; context: (B, L, cross_attention_dim), any L >= 1, or with t (1,) k of these in
-        a row, as for guidance; control: a ControlNet's residuals for the skips and for the middle block
-        (sd/controlnet.py). Returns eps_hat (B, out_channels, H, W), or k of these in a row, in the precision
-        of the weights; z_t and context may have another.
+        (1,) for all; context: (B, L, cross_attention_dim), any L >= 1; with t (1,) it may hold k contexts a
+        latent, (kB, L, ..), for guidance. Returns eps_hat (B or kB, out_channels, H, W) in the precision of
+        the weights; z_t and context may have another.
         """
         time = self.embed_time(t)
         context = context.to(self.dtype) if isinstance(context, Tensor) else context
@@ -175,10 +165,8 @@ class UNet(UNetEncoder):
             skips = [s + r for s, r in zip(skips, skip_residuals, strict=True)]
             h = h + mid_residual
         for block in self.up_blocks:
-            for resnet, transformer in block.layers():
-                h = self.run(resnet, torch.cat([h, skips.pop()], dim=1), time)
-                if transformer is not None:
-                    h = self.run(transformer, h, context)
+            for layer in layers_of(block):
+                h = self.run_layer(*layer, torch.cat([h, skips.pop()], dim=1), time, context)
             for upsample in getattr(block, "upsamplers", []):
                 h = upsample(h)
         return self.conv_out(self.conv_norm_out.silu(h))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sd.convolution import Conv2d
+from sd.exact_shortcuts import Conv2d
 from sd.layers import Attention, Downsample, GroupNorm, ResnetBlock, Upsample
 
 
@@ -21,7 +21,7 @@ class VAEConfig:
     block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
     layers_per_block: int = 2
     norm_num_groups: int = 32
-    scaling_factor: float = 0.18215  # latents have about unit variance after it
+    scaling_factor: float = 0.18215  # scaled latents have about unit variance
 
 
 class MidAttention(Attention):
@@ -31,9 +31,10 @@ class MidAttention(Attention):
         super().__init__(dim, heads=1, bias=True)
         self.group_norm = GroupNorm(groups, dim, eps=1e-6)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """x (B, dim, H, W) -> (B, dim, H, W)."""
         h = self.group_norm(x).flatten(2).transpose(1, 2)
-        return x + super().forward(h).transpose(1, 2).unflatten(2, x.shape[2:])
+        return x + super().forward(h, context).transpose(1, 2).unflatten(2, x.shape[2:])
 
 
 class MidBlock(nn.Module):
@@ -48,20 +49,13 @@ class MidBlock(nn.Module):
         return self.resnets[1](self.attentions[0](self.resnets[0](x)))
 
 
-class VAEBlock(nn.Module):
-    """Resnets at one resolution; the change of resolution is attached by encoder or decoder."""
+class VAEBlock(nn.Sequential):
+    """Resnets at one resolution. Encoder or decoder append the change of resolution."""
 
     def __init__(self, c_in: int, c_out: int, layers: int, groups: int) -> None:
         super().__init__()
-        self.resnets = nn.ModuleList(
-            ResnetBlock(c_in if i == 0 else c_out, c_out, groups=groups, eps=1e-6) for i in range(layers))
-
-    def forward(self, x: Tensor) -> Tensor:
-        for resnet in self.resnets:
-            x = resnet(x)
-        for resample in (*getattr(self, "downsamplers", ()), *getattr(self, "upsamplers", ())):
-            x = resample(x)
-        return x
+        self.resnets = nn.Sequential(*(
+            ResnetBlock(c_in if i == 0 else c_out, c_out, groups=groups, eps=1e-6) for i in range(layers)))
 
 
 class Encoder(nn.Module):
@@ -71,21 +65,19 @@ class Encoder(nn.Module):
         super().__init__()
         widths, groups = config.block_out_channels, config.norm_num_groups
         self.conv_in = Conv2d(config.in_channels, widths[0], 3, padding=1)
-        self.down_blocks = nn.ModuleList()
+        self.down_blocks = nn.Sequential()
         for level, (c_in, c_out) in enumerate(zip((widths[0], *widths[:-1]), widths, strict=True)):
             block = VAEBlock(c_in, c_out, config.layers_per_block, groups)
             if level < len(widths) - 1:
-                block.downsamplers = nn.ModuleList([Downsample(c_out, padding=0)])
+                block.downsamplers = nn.Sequential(Downsample(c_out, padding=0))
             self.down_blocks.append(block)
         self.mid_block = MidBlock(widths[-1], groups)
         self.conv_norm_out = GroupNorm(groups, widths[-1], eps=1e-6)
         self.conv_out = Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv_in(x)
-        for block in self.down_blocks:
-            x = block(x)
-        return self.conv_out(self.conv_norm_out.silu(self.mid_block(x)))
+        x = self.mid_block(self.down_blocks(self.conv_in(x)))
+        return self.conv_out(self.conv_norm_out.silu(x))
 
 
 class Decoder(nn.Module):
@@ -96,19 +88,17 @@ class Decoder(nn.Module):
         widths, groups = config.block_out_channels[::-1], config.norm_num_groups
         self.conv_in = Conv2d(config.latent_channels, widths[0], 3, padding=1)
         self.mid_block = MidBlock(widths[0], groups)
-        self.up_blocks = nn.ModuleList()
+        self.up_blocks = nn.Sequential()
         for level, (c_in, c_out) in enumerate(zip((widths[0], *widths[:-1]), widths, strict=True)):
             block = VAEBlock(c_in, c_out, config.layers_per_block + 1, groups)
             if level < len(widths) - 1:
-                block.upsamplers = nn.ModuleList([Upsample(c_out)])
+                block.upsamplers = nn.Sequential(Upsample(c_out))
             self.up_blocks.append(block)
         self.conv_norm_out = GroupNorm(groups, widths[-1], eps=1e-6)
         self.conv_out = Conv2d(widths[-1], config.out_channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
-        x = self.mid_block(self.conv_in(z))
-        for block in self.up_blocks:
-            x = block(x)
+        x = self.up_blocks(self.mid_block(self.conv_in(z)))
         return self.conv_out(self.conv_norm_out.silu(x))
 
 
@@ -129,10 +119,10 @@ class VAE(nn.Module):
         return mean * self.config.scaling_factor, std * self.config.scaling_factor
 
     def encode(self, image: Tensor, noise: Tensor) -> Tensor:
-        """A sample z_0 of the posterior; `noise` is standard normal with the latents' shape."""
+        """image (B, 3, H, W) in [-1, 1] -> a posterior sample z_0, scaled; noise: N(0, 1), z_0's shape."""
         mean, std = self.posterior(image)
         return mean + std * noise
 
     def decode(self, z_0: Tensor) -> Tensor:
-        """Latents z_0 (B, 4, H/8, W/8) -> image (B, 3, H, W), about in [-1, 1], not clamped."""
+        """Scaled latents z_0 (B, 4, H/8, W/8) -> image (B, 3, H, W), about in [-1, 1], not clamped."""
         return self.decoder(self.post_quant_conv(z_0 / self.config.scaling_factor))

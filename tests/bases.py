@@ -7,22 +7,20 @@ import dataclasses
 import io
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
-import pytest
 import torch
 from safetensors.torch import save_file
 
-import errors
-import named
-from demo import write_demo
+from runtime import errors
 from sd.unet import UNet, UNetConfig
 from sd.vae import VAE, VAEConfig
 
 ROOT = Path(__file__).parent.parent
+CPU = {"device": "cpu", "dtype": torch.float32}
 UNET = UNetConfig(block_out_channels=(16, 16, 32, 32), layers_per_block=1, cross_attention_dim=16,
                   attention_head_dim=2, norm_num_groups=8)
 AUTOENCODER = VAEConfig(block_out_channels=(8, 8, 16, 16), layers_per_block=1, norm_num_groups=8)
@@ -75,22 +73,6 @@ class Place(NamedTuple):
 
     base: Path
     data: Path
-
-
-@contextlib.contextmanager
-def all_chosen(factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Tests run in folders beside a base, not above it, so all of pytest's folder counts as chosen."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(named, "CHOSEN", (*named.CHOSEN, factory.getbasetemp()))
-        yield
-
-
-@pytest.fixture(scope="session")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    root = tmp_path_factory.mktemp("place")
-    write_demo(root / "bottle", 3, 0, size=64)
-    with all_chosen(tmp_path_factory):
-        yield Place(write_base(root / "base"), root / "bottle")
 
 
 class Outcome(NamedTuple):

@@ -16,6 +16,14 @@ from sd.controlnet import ControlNet, ControlNetConfig
 from sd.unet import UNet, UNetConfig
 from sd.vae import VAE, VAEConfig
 
+# Small models: with SD 1.5's proportions, and in the embedded base's form, whose widths rise and fall.
+SMALL = UNetConfig(block_out_channels=(16, 32, 64, 64), cross_attention_dim=24, attention_head_dim=4,
+                   norm_num_groups=8)
+TINY = UNetConfig(block_out_channels=(24, 32, 28, 20), layers_per_block=1, cross_attention_dim=20,
+                  attention_head_dim=2, norm_num_groups=4)
+SMALL_VAE = VAEConfig(block_out_channels=(8, 16, 32, 32), norm_num_groups=4)
+TINY_VAE = VAEConfig(block_out_channels=(8, 16, 24, 16), layers_per_block=1, norm_num_groups=8)
+
 
 def twin_unets(config: UNetConfig) -> tuple[UNet, UNet2DConditionModel]:
     """The UNet of `config`, ours and diffusers'."""

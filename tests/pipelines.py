@@ -19,11 +19,13 @@ from published import UNET_JSON, VAE_JSON
 from safetensors.torch import load_file
 from torch import Tensor
 
-import generation
-import seeds
-from generation import Drawing
+from checkpoints.loading import LoadedCheckpoint, load_checkpoint, read_checkpoint
+from checkpoints.prompts import contexts_for
+from runtime import seeds
+from sampling.generation import SamplingConfig, sample_images
+from sd.pretrained import weights
 
-DRAWING = Drawing(steps=6, guidance=2.0)
+DRAWING = SamplingConfig(steps=6, guidance=2.0)
 SIZE = 64
 SCHEDULER = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1,
              "clip_sample": False, "timestep_spacing": "leading", "set_alpha_to_one": False}
@@ -35,7 +37,7 @@ def pipeline(base: Path, tokenizer: Any = None, text_encoder: Any = None) -> Sta
     for name, model, defaults in (("unet", UNet2DConditionModel, UNET_JSON),
                                   ("vae", AutoencoderKL, VAE_JSON)):
         file = base / name / "diffusion_pytorch_model.safetensors"
-        own = generation.load_unet if name == "unet" else generation.load_vae
+        own = weights.load_unet if name == "unet" else weights.load_vae
         config = vars(own(str(base), device="cpu", dtype=torch.float32).config)
         parts.append(model.from_config({**defaults, **config}).eval())
         parts[-1].load_state_dict(load_file(file))
@@ -59,9 +61,17 @@ def their_picture(pipe: StableDiffusionPipeline, damage: str, **what: Any) -> Te
     return image * 2 - 1
 
 
-def our_generator(ckpt: Path, **options: Any) -> generation.Generator:
-    settings = {"base": None, "strength": 1.0, "device": torch.device("cpu"), "dtype": torch.float32}
-    return generation.load_generator(ckpt, **{**settings, **options})
+def our_checkpoint(ckpt: Path, **options: Any) -> LoadedCheckpoint:
+    settings = {"device": torch.device("cpu"), "dtype": torch.float32}
+    return load_checkpoint(read_checkpoint(ckpt), **{**settings, **options})
+
+
+def our_images(loaded: LoadedCheckpoint, wanted: list[tuple[str, int]],
+               sampling: SamplingConfig = DRAWING) -> Tensor:
+    """(B, 3, R, R) in [-1, 1]: what sample.py draws for (class name, number) pairs."""
+    class_ids = [loaded.header.classes.index(name) for name, _ in wanted]
+    return sample_images(loaded.unet, loaded.vae, contexts_for(loaded.context, class_ids), wanted, sampling,
+                         loaded.header.resolution)
 
 
 def picture_of_card(card: Path, pipe: DiffusionPipeline, damage: str,

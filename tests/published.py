@@ -7,15 +7,16 @@ definitions of the original code; nothing here is shared with sd/weights.py, whi
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 T = TypeVar("T")
@@ -273,3 +274,25 @@ def file_size(shapes: Mapping[str, tuple[int, ...]], kind: str = "F32") -> int:
         offset = end
     length = len(json.dumps(header, separators=(",", ":")))
     return 8 + length + -length % 8 + offset
+
+
+# --- parts of these files ---
+
+def config_of(kind: type, values: dict[str, Any]) -> Any:
+    """Our config of this kind from a published config.json."""
+    known = {field.name: values[field.name] for field in dataclasses.fields(kind) if field.name in values}
+    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in known.items()})
+
+
+def components(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """UNet and VAE as fp32 tensors under diffusers' present names."""
+    vae = random_tensors(vae_shapes(SMALL_VAE), 1)
+    return load_file(folder / "unet" / FP32), vae
+
+
+def without(prefix: str) -> Callable[[dict[str, Any]], None]:
+    """A function that deletes the tensors whose names begin with `prefix`."""
+    def change(tensors: dict[str, Any]) -> None:
+        for name in [name for name in tensors if name.startswith(prefix)]:
+            del tensors[name]
+    return change

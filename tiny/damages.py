@@ -9,28 +9,14 @@ from typing import NamedTuple
 import numpy as np
 
 from tiny.families import HUES, TONES, chance, colour, pick
+from tiny.grid import Array, Generator, Grid, coverage, make_grid, place, smooth_noise
+from tiny.light import facets, mean_colour, paint
 from tiny.products import Product
-from tiny.shapes import (
-    Array,
-    Generator,
-    Grid,
-    blob,
-    convex,
-    coverage,
-    disc,
-    facets,
-    make_grid,
-    paint,
-    place,
-    polyline,
-    shard,
-    smooth_noise,
-    walk,
-)
+from tiny.shapes import blob, convex, disc, polyline, shard, walk
 
 
 class Spot(NamedTuple):
-    """Where a damage goes: the grid about it with x pointing along `angle`, and how far it may reach."""
+    """The place of a damage: a grid about it, with x along `angle`, and the distance it may extend to."""
 
     grid: Grid
     x: float
@@ -39,15 +25,14 @@ class Spot(NamedTuple):
     extent: float
 
 
-# Paints on the picture (3, S, S), and returns where, (S, S) in [0, 1], and a word for its look.
+# Paints on the picture (3, S, S) in place; returns the region (S, S) in [0, 1] and a word for its look.
 Damage = Callable[[Generator, Array, Product, Spot], tuple[Array, str]]
 
 
-def _visible(
-    rng: Generator, image: Array, region: Array, hues: list[str], tones: list[str]
-) -> tuple[Array, str, str]:
-    """A colour (with its hue and tone words) that stands out from what `image` shows in `region`."""
-    there = (image * region).sum((1, 2)) / max(float(region.sum()), 1e-6)
+def _visible(rng: Generator, image: Array, region: Array, hues: list[str],
+             tones: list[str]) -> tuple[Array, str, str]:
+    """A colour that contrasts with `image` in `region`, with its hue and tone words."""
+    there = mean_colour(image, region)
     best, best_gap = (np.zeros(3, np.float32), hues[0], tones[0]), -1.0
     for _ in range(6):
         hue, tone = pick(rng, hues), pick(rng, tones)
@@ -61,23 +46,22 @@ def _visible(
 
 
 def _inside(product: Product, pixel: float) -> Array:
-    """(S, S) share of each pixel that is material or opening: where something can lie on the product."""
+    """(S, S) share of each pixel that is material or opening, on which dirt can lie."""
     whole = product.body if product.hole is None else np.minimum(product.body, product.hole)
     return coverage(whole, pixel)
 
 
-def _shatter(
-    rng: Generator, image: Array, grid: Grid, region: Array, radius: float, low: float, high: float
-) -> None:
-    """Fill `region` with flat facets between two brightnesses, tinted like what was there."""
-    there = (image * region).sum((1, 2)) / max(float(region.sum()), 1e-6)
+def _shatter(rng: Generator, image: Array, grid: Grid, region: Array, radius: float, low: float,
+             high: float) -> None:
+    """Fill `region` with flat facets of brightness `low` to `high`, in the tint that it had."""
+    there = mean_colour(image, region)
     level = low + (high - low) * facets(grid, rng, radius, int(rng.integers(5, 9)))
     tint = 1.0 + 0.5 * (there - there.mean())
     paint(image, tint.astype(np.float32)[:, None, None] * level, region)
 
 
 def notch(rng: Generator, image: Array, product: Product, spot: Spot) -> tuple[Array, str]:
-    """A bite out of the edge, down to what lies behind: round, a V, or ragged."""
+    """A bite out of the edge that shows the backdrop or bright or dark facets: round, a V, or ragged."""
     style = rng.random()
     if style < 0.25:
         bite = disc(spot.grid, 0.8 * spot.extent)
@@ -103,7 +87,7 @@ def notch(rng: Generator, image: Array, product: Product, spot: Spot) -> tuple[A
 
 
 def chip(rng: Generator, image: Array, product: Product, spot: Spot) -> tuple[Array, str]:
-    """A flake broken off the edge, its facets bright or dark."""
+    """A flake broken off the edge, with bright or dark facets."""
     deeper = place(spot.grid, 0.4 * spot.extent, 0)
     bite = np.minimum(shard(spot.grid, rng, spot.extent), shard(deeper, rng, spot.extent))
     region = coverage(np.maximum(bite, product.body), spot.grid.pixel)
@@ -200,7 +184,7 @@ def film(rng: Generator, image: Array, product: Product, spot: Spot) -> tuple[Ar
 
 
 def dent(rng: Generator, image: Array, product: Product, spot: Spot) -> tuple[Array, str]:
-    """A bump or hollow, seen by its light and shade."""
+    """A bump or hollow, drawn by its light and shade."""
     r = np.sqrt(spot.grid.x**2 + (spot.grid.y * float(rng.uniform(1.0, 1.8))) ** 2) * (1.0 / spot.extent)
     turn = product.light - spot.angle
     slope = spot.grid.x * math.cos(turn) + spot.grid.y * math.sin(turn)

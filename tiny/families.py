@@ -1,31 +1,16 @@
-"""How each family of products is drawn: rings, glass, discs, caps, plates, tubes, nuts, gears."""
+"""Draw each family of products: rings, glass, discs, caps, plates, tubes, nuts, gears."""
 
 from __future__ import annotations
 
-import colorsys
 import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
-from tiny.shapes import (
-    Array,
-    Generator,
-    Grid,
-    bevel,
-    box,
-    coverage,
-    disc,
-    glow,
-    lighten,
-    paint,
-    polar,
-    radial_profile,
-    regular_polygon,
-    ring,
-    specular_arc,
-)
+from tiny.grid import Array, Generator, Grid, coverage, polar
+from tiny.light import bevel, glow, hsv, lighten, paint, radial_profile, specular_arc
+from tiny.shapes import box, disc, regular_polygon, ring
 
 TONES = {"dark": (0.08, 0.30), "mid": (0.38, 0.62), "light": (0.72, 0.96)}  # HSV value
 HUES = {  # HSV hue and saturation
@@ -42,7 +27,7 @@ DETAILS = ("plain", "thin", "thick", "concentric", "glassy", "perforated", "hori
 
 
 class Brush(NamedTuple):
-    """What a family draws with: the picture, the product's own grid, its colour and the light."""
+    """The arguments of a family: the picture, the product's own grid, its colour, the light's direction."""
 
     rng: Generator
     image: Array
@@ -55,16 +40,15 @@ Family = Callable[[Brush], tuple[Array, Array | None, str]]  # -> body, hole (pr
 
 
 def colour(rng: Generator, hue: str, tone: str) -> Array:
-    """A random RGB colour (3,) float32 that answers to the two words."""
+    """A random RGB colour (3,) float32 that fits the two words."""
     h, s = HUES[hue]
     value = float(rng.uniform(*TONES[tone]))
-    saturation = s * float(rng.uniform(0.6, 1.2))
-    rgb = colorsys.hsv_to_rgb((h + 0.02 * float(rng.normal())) % 1.0, min(saturation, 0.95), value)
-    return np.array(rgb, np.float32)
+    saturation = min(s * float(rng.uniform(0.6, 1.2)), 0.95)
+    return hsv(h + 0.02 * float(rng.normal()), saturation, value)
 
 
 def pick(rng: Generator, options: tuple[str, ...] | list[str]) -> str:
-    """One of `options`, each as likely."""
+    """One of `options`, with equal probability."""
     return options[int(rng.integers(len(options)))]
 
 
@@ -85,7 +69,7 @@ def highlights(brush: Brush, inner: float, outer: float, alpha: Array, count: in
 
 
 def opening(brush: Brush, radius: float) -> None:
-    """What shows in a round hole: the backdrop, or a dark or bright blurry bottom."""
+    """Paint the inside of a round hole: the backdrop, or a dark or bright blurry bottom."""
     rng, kind = brush.rng, brush.rng.random()
     if kind < 0.3:
         return

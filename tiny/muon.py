@@ -1,20 +1,22 @@
-"""Muon, the optimizer of the embedded base's trainings: momentum whose update is made orthogonal.
+"""Muon, the optimizer that trained the embedded base: momentum with orthogonalised updates.
 
 AdamW learns the strong directions of a layer first and the weak ones (in the VAE: the red-green axis, edges)
-long after; orthogonal updates learn all of them at the same pace. Compared in tiny/README.md.
+long after. Orthogonal updates learn all of them at the same pace. tiny/README.md compares the two.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
 def orthogonal(G: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The orthogonal matrices nearest to G (k, m, n), roughly: singular values end between 0.7 and 1.2.
+    """Approximately the nearest orthogonal matrices to G (k, m, n): singular values between 0.7 and 1.2.
 
     Five steps of the quintic Newton-Schulz iteration with Muon's coefficients (K. Jordan 2024, "Muon: an
-    optimizer for hidden layers in neural networks"), for which bf16 is exact enough.
+    optimizer for hidden layers in neural networks"). bf16 is precise enough for it.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = G.shape[1] > G.shape[2]
@@ -29,8 +31,8 @@ def orthogonal(G: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Muon for the weights of linear layers and convolutions (as matrices c_out x rest), Adam for the others.
 
-    Updates are scaled by 0.2 sqrt(longer side), so that one learning rate serves both (Liu et al. 2025,
-    arXiv 2502.16982, section 2.2). dtype: what the iteration for orthogonal matrices computes in.
+    Updates are scaled by 0.2 sqrt(longer side), so one learning rate suits both (Liu et al. 2025, arXiv
+    2502.16982, section 2.2). dtype: the precision of the orthogonalisation.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype = torch.float32, lr: float = 1e-3,
@@ -43,8 +45,8 @@ class Muon(torch.optim.Optimizer):
                          {"lr": lr, "momentum": momentum, "betas": betas})
 
     @torch.no_grad()
-    def step(self) -> None:
-        """One update of every parameter that has a gradient."""
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient."""
         for group in self.param_groups:
             alike: dict[tuple[int, int], list[nn.Parameter]] = {}
             for p in (p for p in group["params"] if p.grad is not None):
@@ -52,17 +54,20 @@ class Muon(torch.optim.Optimizer):
                     alike.setdefault(p.flatten(1).shape, []).append(p)
                 else:
                     p.sub_(group["lr"] * self._adam(p, group))
-            for shape, parameters in alike.items():  # together: one at a time they are too small for a core
+            for shape, parameters in alike.items():  # stacked: single matrices are too small to be efficient
                 updates = orthogonal(torch.stack([self._momentum(p, group) for p in parameters]), self.dtype)
                 for p, update in zip(parameters, updates, strict=True):
                     p.sub_(group["lr"] * 0.2 * max(shape) ** 0.5 * update.view(p.shape))
 
-    def _momentum(self, p: Tensor, group: dict) -> Tensor:
-        """Nesterov's momentum as a matrix (c_out, rest)."""
+    def _momentum(self, p: Tensor, group: dict[str, Any]) -> Tensor:
+        """Nesterov momentum as a matrix (c_out, rest)."""
+        assert p.grad is not None
         m = self.state[p].setdefault("m", torch.zeros_like(p)).lerp_(p.grad, 1 - group["momentum"])
         return torch.lerp(p.grad, m, group["momentum"]).flatten(1)
 
-    def _adam(self, p: Tensor, group: dict) -> Tensor:
+    def _adam(self, p: Tensor, group: dict[str, Any]) -> Tensor:
+        """Adam's update, not yet scaled by the learning rate."""
+        assert p.grad is not None
         state, (beta1, beta2) = self.state[p], group["betas"]
         n = state.setdefault("n", torch.zeros(())).add_(1)
         m = state.setdefault("m", torch.zeros_like(p)).lerp_(p.grad, 1 - beta1)

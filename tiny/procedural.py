@@ -1,4 +1,4 @@
-"""The pictures the embedded base model is trained on: random products, random damages, words for both."""
+"""The training pictures of the embedded base: random products with random damages, and words for both."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 
 from tiny.damages import DAMAGES, Spot
 from tiny.families import DETAILS, HUES, TONES, chance
+from tiny.grid import Array, Generator, make_grid, place, to_uint8
 from tiny.products import BACKGROUNDS, FAMILIES, TEXTURES, Product, draw_product
-from tiny.shapes import Array, Generator, make_grid, place, to_uint8
 
 SIZES = ("small", "medium", "large")
 PLACES = ("rim", "hole", "centre", "side")
@@ -30,9 +30,9 @@ class Sample(NamedTuple):
 
 
 def draw(seed: int, size: int = 128) -> Sample:
-    """The picture of `seed`, a pure function of it. About a quarter are undamaged, with the word "good".
+    """The picture of `seed`. About a quarter are undamaged and have the word "good".
 
-    The words, in this order: tone, hue, detail, product; "good" or size, look, damage, place; backdrop.
+    The order of the words: tone, hue, detail, product; "good" or size, look, damage, place; backdrop.
     """
     return draw_pair(seed, size)[1]
 
@@ -42,9 +42,10 @@ def draw_pair(seed: int, size: int = 128) -> tuple[Array, Sample]:
     rng = np.random.default_rng(seed)
     product = draw_product(rng, size)
     clean = np.clip(product.image, 0.0, 1.0)
-    image, mask, words = clean, np.zeros((size, size), bool), ("good",)
+    image, mask = clean, np.zeros((size, size), bool)
+    words: tuple[str, ...] = ("good",)
     if not (_like_a_bottle(product) or chance(rng, 0.22)):
-        for _ in range(3):  # a spot at the picture's or the product's border may leave nothing to see
+        for _ in range(3):  # damage at a border may be invisible
             trial, region, trial_words = _damage(rng, product, clean)
             trial_mask = _seen(clean, trial, region)
             if int(trial_mask.sum()) >= size * size // 800:
@@ -56,20 +57,22 @@ def draw_pair(seed: int, size: int = 128) -> tuple[Array, Sample]:
 
 
 def _like_a_bottle(product: Product) -> bool:
-    """Dark ringed vessels on a light backdrop are never damaged: the demo's bottle must be news."""
+    """Whether this looks like the demo's bottle: a dark ringed vessel on a light backdrop. Such a product is
+    never drawn damaged, so damaged bottles are new to the model."""
     tone, _, detail, name = product.words
     on_light = product.background in ("on-white", "on-grey")
     return name == "vessel" or (on_light and tone == "dark" and (name, detail) == ("ring", "concentric"))
 
 
 def _seen(before: Array, after: Array, region: Array) -> Array:
-    """(S, S) bool: where the damage lies, as far as it can be seen."""
+    """The visible part of a damage, (S, S) bool."""
     return (region > 0.4) & (np.abs(after - before).max(0) > 0.03)
 
 
 def _damage(rng: Generator, product: Product, clean: Array) -> tuple[Array, Array, tuple[str, ...]]:
-    """A random damage on a copy of `clean`: picture, region (S, S) in [0, 1]; size, look, damage, place."""
-    texture = product.words[-1] in TEXTURES  # these have no edge to break
+    """A random damage on a copy of `clean`: the picture, the region (S, S) in [0, 1], and the words for size,
+    look, damage and place."""
+    texture = product.words[-1] in TEXTURES  # textures have no edge to break
     names = [name for name in DAMAGES if not (texture and name in ("notch", "chip"))]
     shares = np.array([DAMAGES[name][3] for name in names])
     name = str(rng.choice(names, p=shares / shares.sum()))
@@ -83,7 +86,8 @@ def _damage(rng: Generator, product: Product, clean: Array) -> tuple[Array, Arra
 
 
 def _spot(rng: Generator, product: Product, on_edge: bool, loose: bool, extent: float) -> tuple[Spot, str]:
-    """A place for a damage: on an edge (facing inwards), in the opening if it may be `loose`, or anywhere."""
+    """A place for a damage, and its word: on an edge (facing inwards), in the opening (`loose` damages only),
+    or anywhere on the product."""
     size = product.body.shape[0]
     grid = make_grid(size)
     field, word = product.body, ""

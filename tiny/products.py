@@ -1,4 +1,4 @@
-"""The undamaged products of the procedural pictures: a random family, backdrop, pose, colour and light."""
+"""Undamaged products for the procedural pictures: random family, backdrop, pose, colour and light."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tiny.families import (
     Brush,
     Family,
     bottle_cap,
+    chance,
     colour,
     flat_plate,
     gear,
@@ -23,7 +24,9 @@ from tiny.families import (
     round_plate,
     tube,
 )
-from tiny.shapes import Array, Generator, glow, make_grid, place
+from tiny.grid import Array, Generator, coverage, make_grid, place
+from tiny.light import glow, side_light
+from tiny.surface import structure
 from tiny.textures import fabric, lattice, marble, wood
 
 BACKGROUNDS = ("on-white", "on-grey", "on-dark", "on-colour")
@@ -33,7 +36,7 @@ class Product(NamedTuple):
     """A drawn product; distances (S, S) are in half picture sides, negative inside."""
 
     image: Array  # (3, S, S)
-    behind: Array  # (3, S, S): what shows where the product is missing
+    behind: Array  # (3, S, S): the picture without the product
     body: Array  # distance to the material
     hole: Array | None  # distance to its opening
     light: float  # the direction the light comes from, radians
@@ -42,18 +45,17 @@ class Product(NamedTuple):
 
 
 def background(rng: Generator, size: int, kind: str) -> Array:
-    """(3, S, S) backdrop of one of BACKGROUNDS with a slight fall of light across it."""
+    """A backdrop (3, S, S), one of BACKGROUNDS, slightly brighter on one side."""
     grid = make_grid(size)
     if kind == "on-white":
-        base = np.full(3, rng.uniform(0.92, 1.0), np.float32)
+        base: Array = np.full(3, rng.uniform(0.92, 1.0), np.float32)
     elif kind == "on-colour":
         base = colour(rng, pick(rng, list(HUES)), pick(rng, list(TONES)))
     else:
         base = colour(rng, "grey", "dark") if kind == "on-dark" else 0.85 * colour(rng, "grey", "light")
     fall = float(rng.uniform(0.0, 0.04 if kind == "on-white" else 0.25))
     angle = float(rng.uniform(0, 2 * math.pi))
-    light = 1.0 + fall * (math.cos(angle) * grid.x + math.sin(angle) * grid.y)
-    return np.clip(base[:, None, None] * light, 0.0, 1.0)
+    return np.clip(base[:, None, None] * side_light(grid, fall, angle), 0.0, 1.0)
 
 
 # name: (family, share of the pictures, smallest and largest scale)
@@ -73,10 +75,11 @@ FAMILIES: dict[str, tuple[Family, float, float, float]] = {
     "marble": (marble, 0.03, 1.0, 1.0),
 }
 TEXTURES = ("fabric", "lattice", "wood", "marble")
+STRUCTURED = 0.5  # share of the products with fine structure on their surface
 
 
 def draw_product(rng: Generator, size: int) -> Product:
-    """A random product on a random backdrop; dark glass on a light one is a "vessel", never a "glass"."""
+    """A random product on a random backdrop. Dark glass on a light one is called "vessel", not "glass"."""
     shares = np.cumsum([share for _, share, _, _ in FAMILIES.values()])
     name = list(FAMILIES)[min(int(np.searchsorted(shares, rng.random() * shares[-1])), len(shares) - 1)]
     family, _, smallest, largest = FAMILIES[name]
@@ -93,11 +96,15 @@ def draw_product(rng: Generator, size: int) -> Product:
     if upright:
         turn = (math.pi / 2) * int(rng.integers(2)) + 0.1 * float(rng.normal())
     shift = max(0.03, 0.3 * (0.95 - scale))
-    grid = place(make_grid(size), *rng.uniform(-shift, shift, 2).tolist(), turn, scale)
+    x, y = rng.uniform(-shift, shift, 2).tolist()
+    grid = place(make_grid(size), x, y, turn, scale)
     image = behind.copy()
     if name not in TEXTURES and kind != "on-dark":
         image *= 1.0 - float(rng.uniform(0.0, 0.3)) * glow(grid, 0.05, 0.08, 1.15)  # contact shadow
     body, hole, detail = family(Brush(rng, image, grid, colour(rng, hue, tone), light))
+    fine = rng.spawn(1)[0]  # its own stream: structure changes no other choice
+    if chance(fine, STRUCTURED):
+        structure(fine, grid, image, coverage(body, grid.pixel), "glass" in name or name == "vessel")
     if upright and name not in ("marble", "lattice"):
         detail = "horizontal" if (abs(math.cos(turn)) > 0.7) == (name == "tube") else "vertical"
     return Product(

@@ -1,56 +1,13 @@
-"""Drawing primitives: signed distances on a pixel grid, anti-aliasing, smooth noise, light and compositing.
-
-A picture under work is planar float32 (3, S, S) in [0, 1]: planes broadcast several times faster than
-interleaved RGB. Lengths are in units of half the picture's side, x to the right, y down, the origin in the
-middle. A distance is negative inside its shape.
-"""
+"""Shapes as signed distances (S, S), negative inside, in half picture sides."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import NamedTuple
 
 import numpy as np
 
-Array = np.ndarray
-Generator = np.random.Generator
-Point = tuple[float, float]
-
-
-class Grid(NamedTuple):
-    """Pixel centres: x and y (S, S) float32; `pixel` is the side of a pixel in the same units."""
-
-    x: Array
-    y: Array
-    pixel: float
-
-
-@lru_cache(maxsize=8)
-def make_grid(size: int) -> Grid:
-    """The grid of a size x size picture, spanning [-1, 1]; read-only, for it is shared."""
-    line = ((np.arange(size, dtype=np.float32) + 0.5) * (2.0 / size) - 1.0).astype(np.float32)
-    x, y = np.meshgrid(line, line)
-    x.flags.writeable = y.flags.writeable = False
-    return Grid(x, y, 2.0 / size)
-
-
-def place(grid: Grid, x: float, y: float, angle: float = 0.0, scale: float = 1.0) -> Grid:
-    """`grid` as seen by an object at (x, y), turned by `angle` radians and drawn `scale` times its size."""
-    c, s = math.cos(angle) / scale, math.sin(angle) / scale
-    dx, dy = grid.x - x, grid.y - y
-    return Grid(c * dx + s * dy, c * dy - s * dx, grid.pixel / scale)
-
-
-def coverage(distance: Array, width: float) -> Array:
-    """Share of each pixel inside the shape, in [0, 1]; `width` is a pixel's side, or more for a soft edge."""
-    return np.clip(0.5 - distance * (1.0 / width), 0.0, 1.0)
-
-
-def polar(grid: Grid) -> tuple[Array, Array]:
-    """Radius and angle in radians (-pi, pi] of every pixel about the grid's origin."""
-    return np.sqrt(grid.x * grid.x + grid.y * grid.y), np.arctan2(grid.y, grid.x)
+from tiny.grid import Array, Generator, Grid, Point, polar
 
 
 def disc(grid: Grid, radius: float, x: float = 0.0, y: float = 0.0) -> Array:
@@ -136,86 +93,3 @@ def wedge(theta: Array, centre: float, half_angle: float) -> Array:
 def wrap(angle: float) -> float:
     """The same angle in (-pi, pi]."""
     return math.atan2(math.sin(angle), math.cos(angle))
-
-
-@lru_cache(maxsize=64)
-def _spline_weights(size: int, cells: int) -> Array:
-    """(size, cells + 3) weights of a uniform cubic B-spline."""
-    position = (np.arange(size) + 0.5) * cells / size
-    first = position.astype(int)
-    t = position - first
-    columns = ((1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3)
-    weights = np.zeros((size, cells + 3), np.float32)
-    for k, column in enumerate(columns):
-        weights[np.arange(size), first + k] = column / 6
-    return weights
-
-
-def smooth_noise(rng: Generator, size: int, cells: int, cells_y: int | None = None) -> Array:
-    """(size, size) smooth random field of about unit deviation, `cells` bumps across, `cells_y` down."""
-    across, down = _spline_weights(size, cells), _spline_weights(size, cells_y or cells)
-    knots = rng.standard_normal((down.shape[1], across.shape[1]), dtype=np.float32)
-    return 2.0 * (down @ knots @ across.T)
-
-
-def facets(grid: Grid, rng: Generator, radius: float, count: int) -> Array:
-    """(S, S) brightness in [0, 1] of `count` flat facets about the origin, with straight smooth borders."""
-    total = np.zeros_like(grid.x)
-    value = np.zeros_like(grid.x)
-    # A soft nearest-point rule: between two points the softmax of -distance^2 turns over along a straight
-    # line, and this sharpness makes the turn a pixel or two wide.
-    sharpness = 1.0 / (grid.pixel * radius)
-    levels = rng.permutation(np.linspace(0.0, 1.0, count)).tolist()
-    squares = []
-    for x, y in rng.uniform(-radius, radius, (count, 2)).tolist():
-        dx, dy = grid.x - x, grid.y - y
-        squares.append(dx * dx + dy * dy)
-    nearest = np.minimum.reduce(squares)
-    for level, square in zip(levels, squares, strict=True):
-        weight = np.exp((nearest - square) * sharpness)
-        total += weight
-        value += level * weight
-    return value / total
-
-
-def specular_arc(r: Array, theta: Array, radius: float, width: float, centre: float, spread: float) -> Array:
-    """(S, S) strength in [0, 1] of a highlight on a circle, `spread` radians long and `width` wide."""
-    across = (r - radius) * (1.0 / width)
-    along = wedge(theta, centre, 0.0) * (1.0 / spread)
-    return np.exp(-across * across - along * along)
-
-
-def glow(grid: Grid, x: float, y: float, radius: float) -> Array:
-    """(S, S) soft round light in [0, 1] about (x, y)."""
-    dx, dy = grid.x - x, grid.y - y
-    return np.exp((dx * dx + dy * dy) * (-1.0 / (radius * radius)))
-
-
-def radial_profile(r: Array, table: Array, limit: float) -> Array:
-    """Colours (3, S, S) read from `table` (3, N) by radius; its last column stands for `limit`."""
-    last = table.shape[1] - 1
-    return np.take(table, np.minimum(r * (last / limit), last).astype(np.intp), axis=1)
-
-
-def paint(image: Array, colour: Array, alpha: Array) -> None:
-    """Lay `colour`, (3,) or (3, S, S), over `image` (3, S, S) in place with opacity `alpha` (S, S)."""
-    image += alpha * ((colour if colour.ndim == 3 else colour[:, None, None]) - image)
-
-
-def lighten(image: Array, amount: Array) -> None:
-    """Add white light (S, S), negative for shade, to `image` (3, S, S) in place."""
-    image += amount
-
-
-def bevel(
-    image: Array, distance: Array, grid: Grid, alpha: Array, light: float, width: float, strength: float
-) -> None:
-    """Lighten, in place, the edges of a shape that face the angle `light` of the picture, darken the rest."""
-    dy, dx = np.gradient(distance, grid.pixel)
-    facing = dx * math.cos(light) + dy * math.sin(light)
-    image += (strength * alpha) * facing * np.exp(np.minimum(distance, 0.0) * (1.0 / width))
-
-
-def to_uint8(image: Array) -> Array:
-    """(3, S, S) float in [0, 1], clipped, to (S, S, 3) uint8."""
-    return np.ascontiguousarray((np.clip(image, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8).transpose(1, 2, 0))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tiny.families import Brush
-from tiny.shapes import Array, coverage, smooth_noise
+from tiny.grid import Array, coverage, smooth_noise
 
 
 def _cover(brush: Brush, pattern: Array, contrast: float) -> tuple[Array, None, str]:

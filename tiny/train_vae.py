@@ -1,40 +1,43 @@
-"""Train the embedded base's VAE from scratch on procedural images: `python -m tiny.train_vae`.
+"""Train the embedded base's VAE: `python -m tiny.train_vae`.
 
-Pixels, not perception: L1 at four scales plus MSE, and a weak KL term that keeps the latents compact. Left
-alone, such a network learns luminance first and stays grey for long; two things bring the colours early
-(measured in tiny/README.md): chroma counts as much as RGB, and at the start blocks pass their input through.
+From the present weights or from scratch, on procedural pictures and photographic textures (tiny/photos.py).
+The loss is that of Rombach et al. 2022: L1, a distance in the features of a network trained on ImageNet, a
+weak KL term that keeps the latents compact, and late a patch discriminator, the critic.
 """
 
 from __future__ import annotations
 
+import argparse
 import copy
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-import errors
-from machine import DTYPES, autocast
+from runtime import errors
+from runtime.device import DTYPES, autocast
+from runtime.errors import UserError
+from runtime.seeds import torch_rng
 from sd.layers import Attention, Downsample, ResnetBlock, Upsample
+from sd.pretrained.weights import load_vae
 from sd.vae import VAE, VAEConfig
-from seeds import torch_rng
-from tiny.common import HELD_OUT, draw_images, prepare, save_component
+from tiny.bottles import CLASSES, draw_bottle
+from tiny.common import HELD_OUT, TINY, draw_images, prepare, save_component, save_sheet
+from tiny.photos import PictureFile
 from tiny.run import Run, training_flags
+from tiny.vae_loss import Critic, StageFeatures, balance, compare, hinge, pixel_error
 
-CONFIG = VAEConfig(block_out_channels=(16, 32, 96, 128), layers_per_block=1, norm_num_groups=8)
-KL_WEIGHT = 1e-5
-
-
-# RGB -> the two chroma channels of YCbCr (ITU-R BT.601), doubled
-CHROMA = torch.tensor([[-0.338, -0.662, 1.0], [1.0, -0.838, -0.162]])
+CONFIG = VAEConfig(block_out_channels=(16, 32, 96, 128), layers_per_block=1, norm_num_groups=8,
+                   scaling_factor=1.0)
+KL_WEIGHT = 2.5e-6
 
 
 @torch.no_grad()
 def pass_through(vae: VAE) -> None:
-    """Start with blocks that hand their input on: residual branches at zero, the other convolutions near
-    identity, and little posterior noise, or nothing is learnt for long."""
+    """Set residual branches to zero, other convolutions close to the identity, and the posterior's noise low.
+    Without this, nothing is learnt for long."""
     for module in vae.modules():
         if isinstance(module, ResnetBlock):
             nn.init.zeros_(module.conv2.weight)
@@ -48,74 +51,121 @@ def pass_through(vae: VAE) -> None:
                 identity[:, :, :2, :2] = identity[:, :, 1:2, 1:2] / 4
             weight.copy_(weight / 2 + identity)
         elif isinstance(module, Attention):
-            nn.init.zeros_(module.to_out[0].weight)
-    vae.quant_conv.bias[vae.config.latent_channels:] -= 6
-
-
-def loss_fn(vae: VAE, image: Tensor, noise: Tensor) -> Tensor:
-    """Reconstruction at scales 1, 1/2, 1/4 and 1/8 plus the KL divergence to the unit Gaussian."""
-    mean, std = (m / CONFIG.scaling_factor for m in vae.posterior(image))
-    difference = vae.decode((mean + std * noise) * CONFIG.scaling_factor).float() - image
-    chroma = torch.einsum("ij,bjhw->bihw", CHROMA.to(image.device), difference)
-    difference = torch.cat([difference, chroma], dim=1)
-    loss = sum(F.avg_pool2d(difference, s).abs().mean() for s in (1, 2, 4, 8))
-    mean, std = mean.float(), std.float()
-    kl = 0.5 * (mean ** 2 + std ** 2 - 1 - 2 * std.log()).sum(dim=(1, 2, 3)).mean()
-    return loss + 2 * (difference ** 2).mean() + KL_WEIGHT * kl * 64 ** 2 / image[0, 0].numel()
-
-
-def crops(image: Tensor, size: int, rng: torch.Generator) -> Tensor:
-    """Two random crops of each image, with random flips: a quarter of the work of the whole image."""
-    out = []
-    for picture in image:
-        for _ in range(2):
-            y, x = torch.randint(0, image.shape[2] - size + 1, (2,), generator=rng).tolist()
-            out.append(picture[:, y:y + size, x:x + size])
-    return torch.stack(out)
+            nn.init.zeros_(module.to_out.get_parameter("0.weight"))
+    assert vae.quant_conv.bias is not None
+    vae.quant_conv.bias[vae.config.latent_channels:] -= 6  # of the log-variance
 
 
 @torch.no_grad()
-def evaluate(vae: VAE, image: Tensor) -> tuple[float, float]:
-    """(mean PSNR in dB, mean chroma error in Lab) of images (B, 3, H, W) after the VAE's round trip."""
-    back = torch.cat([vae.decode(vae.posterior(x)[0]) for x in image.split(16)]).clamp(-1, 1)
-    psnr = -10 * torch.log10((((image - back) / 2) ** 2).mean(dim=(1, 2, 3)))
-    chroma = (lab(image)[:, 1:] - lab(back)[:, 1:]).square().sum(1).sqrt()
-    return psnr.mean().item(), chroma.mean().item()
+def widened(vae: VAE, wide: VAE) -> VAE:
+    """`wide` with the weights of `vae`, where each of the first three widths is the same or twice as large.
+    It computes the same function.
+
+    A doubled channel becomes two equal ones side by side, so groups are normalised as before. What the two
+    give to the next layer is split at random, so they learn different things (Net2Net, Chen et al. 2016,
+    arXiv 1511.05641).
+    """
+    rng, known = torch_rng("widen"), vae.state_dict()
+    for name, tensor in wide.state_dict().items():
+        old = known[name]
+        for axis in range(tensor.ndim):
+            if tensor.shape[axis] != old.shape[axis]:
+                before, old = old.shape[axis], old.repeat_interleave(2, axis)
+                if axis == 1:  # inputs
+                    half = old.unflatten(1, (before, 2)) / 2
+                    split = half[:, :, :1].abs() * torch.randn(half[:, :, :1].shape, generator=rng)
+                    old = (half + torch.cat([split, -split], 2)).flatten(1, 2)
+        tensor.copy_(old)
+    return wide
 
 
-def lab(image: Tensor) -> Tensor:
-    """sRGB in [-1, 1], (B, 3, H, W), to CIE L*a*b* (D65; IEC 61966-2-1 and CIE 15)."""
-    rgb = ((image + 1) / 2).clamp(0, 1)
-    linear = torch.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-    matrix = torch.tensor([[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750],
-                           [0.0193339, 0.1191920, 0.9503041]])
-    white = torch.tensor([0.95047, 1.0, 1.08883])[:, None, None]
-    xyz = torch.einsum("ij,bjhw->bihw", matrix, linear) / white
-    f = torch.where(xyz > 0.008856, xyz.clamp(min=1e-9) ** (1 / 3), 7.787 * xyz + 16 / 116)
-    x, y, z = f.unbind(1)
-    return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], dim=1)
+def load_start(start: str, widths: tuple[int, ...]) -> VAE:
+    """The VAE of the base folder `start`, with `widths`; or, where `start` is "scratch", a new one.
+
+    Raises UserError for widths that the weights of `start` do not fit.
+    """
+    vae = VAE(dataclasses.replace(CONFIG, block_out_channels=widths))
+    if start == "scratch":
+        pass_through(vae)
+        return vae
+    found = load_vae(start, device="cpu", dtype=torch.float32)
+    known = found.config.block_out_channels
+    fits = [now in (old, 2 * old) for now, old in zip(widths, known, strict=True)]
+    alike = vae.state_dict().keys() == found.state_dict().keys()  # else a shortcut comes or goes
+    if not all(fits) or widths[3] != known[3] or not alike:
+        raise UserError(f"--widths: {start} has {' '.join(map(str, known))}; the first three may be doubled, "
+                        "other widths need --start scratch")
+    return widened(found, vae)
 
 
-def held_out(vae: VAE, count: int) -> dict[str, float]:
-    """The numbers of the README: procedural images and demo bottles that training never saw."""
-    from demo import CLASSES, draw_bottle
-    image, *_ = draw_images(range(HELD_OUT, HELD_OUT + count))
-    bottles = np.stack([draw_bottle(c, HELD_OUT + i, 128)[0] for c in CLASSES for i in range(count // 4)])
-    bottles = torch.from_numpy(bottles).permute(0, 3, 1, 2).float() / 127.5 - 1
-    (psnr, chroma), (bottle_psnr, bottle_chroma) = evaluate(vae, image), evaluate(vae, bottles)
-    return {"psnr_procedural": psnr, "chroma_procedural": chroma, "psnr_demo": bottle_psnr,
-            "chroma_demo": bottle_chroma}
+class Step:
+    """One training step of the VAE, and of its critic from the step --critic-from on."""
+
+    def __init__(self, args: argparse.Namespace, features: StageFeatures, critic: Critic) -> None:
+        self.args, self.features, self.critic = args, features, critic
+
+    def __call__(self, run: Run[VAE], step: int, image: Tensor) -> dict[str, float]:
+        """Update the run's model on the images (B, 3, H, W) in [-1, 1]; returns the parts of the loss."""
+        vae, shape = run.model, (len(image), 4, image.shape[2] // 8, image.shape[3] // 8)
+        noise = torch.randn(shape, generator=torch_rng("vae", step)).to(image.device)
+        with torch.no_grad():
+            target = self.features(image)
+        with autocast(image.device, DTYPES[self.args.precision]):
+            mean, std = vae.posterior(image)
+            back = vae.decode(mean + std * noise).float()
+        mean, std = mean.float(), std.float()
+        kl = 0.5 * (mean ** 2 + std ** 2 - 1 - 2 * std.log()).sum(dim=(1, 2, 3)).mean()
+        # Gradients are taken with respect to the picture first: the decoder's backward pass then runs once.
+        drawn = back.detach().requires_grad_()
+        error, distance = pixel_error(drawn, image), self.features.distance(drawn, target).mean()
+        gradient, = torch.autograd.grad(self.args.pixels * error + distance, drawn)
+        parts = {"l1": error.item(), "perceptual": distance.item(), "kl": kl.item()}
+        if step >= self.args.critic_from:
+            logits = self.critic(drawn)
+            fooled, = torch.autograd.grad(-logits.mean(), drawn, retain_graph=True)
+            weight = balance(vae.decoder.conv_out.weight, back, gradient, fooled)
+            ramp = min(1.0, (step + 1 - self.args.critic_from) / 100)  # its first judgements are worth little
+            gradient = gradient + self.args.critic * ramp * weight * fooled
+            real = self.critic(image)
+            run.update_critic(hinge(real, logits))
+            parts |= {"critic_real": real.mean().item(), "critic_drawn": logits.mean().item(),
+                      "critic_weight": weight.item()}
+        run.update(step, (back * gradient).sum() + KL_WEIGHT * kl)
+        return parts
+
+
+@torch.no_grad()
+def round_trip(vae: VAE, image: Tensor) -> Tensor:
+    """Images (B, 3, H, W) in [-1, 1] after encoding and decoding."""
+    return torch.cat([vae.decode(vae.posterior(x)[0]) for x in image.split(16)]).clamp(-1, 1)
+
+
+def held_out(vae: VAE, features: StageFeatures, count: int, sheet: Path) -> dict[str, float]:
+    """PSNR and perceptual distance of held-out procedural pictures and of demo bottles. Writes some of both,
+    before and after, to `sheet`."""
+    procedural, *_ = draw_images(range(HELD_OUT, HELD_OUT + count))
+    drawn = np.stack([draw_bottle(c, HELD_OUT + i, 128)[0] for c in CLASSES for i in range(count // 4)])
+    bottles = torch.from_numpy(drawn).permute(0, 3, 1, 2).float() / 127.5 - 1
+    numbers, rows = {}, []
+    for name, image in (("procedural", procedural), ("demo", bottles)):
+        back = round_trip(vae, image)
+        numbers[f"psnr_{name}"], numbers[f"perceptual_{name}"] = compare(features, image, back)
+        rows.append((image[:16], back[:16]))
+    save_sheet(sheet, *map(torch.cat, zip(*rows, strict=True)))
+    return numbers
 
 
 @torch.no_grad()
 def standardised(vae: VAE, count: int) -> VAE:
-    """The same autoencoder with latent channels of mean 0 and variance 1, by 1 x 1 convolutions alone: left
-    as trained, lightness has four times the spread of colour, which diffusion would then settle last."""
+    """The same autoencoder with latent channels of mean 0 and variance 1; only 1 x 1 convolutions change.
+
+    As trained, lightness has four times the spread of colour, and diffusion would learn colour last.
+    """
     vae = copy.deepcopy(vae)
     image, *_ = draw_images(range(HELD_OUT + 1000, HELD_OUT + 1000 + count))
-    mean = torch.cat([vae.posterior(x)[0] for x in image.split(16)]) / vae.config.scaling_factor
-    std, mean = torch.std_mean(mean, dim=(0, 2, 3))
+    std, mean = torch.std_mean(torch.cat([vae.posterior(x)[0] for x in image.split(16)]), dim=(0, 2, 3))
     quant, post = vae.quant_conv, vae.post_quant_conv
+    assert quant.bias is not None and post.bias is not None
     quant.bias[:4] -= mean
     quant.weight[:4] /= std[:, None, None, None]
     quant.bias[:4] /= std
@@ -125,42 +175,44 @@ def standardised(vae: VAE, count: int) -> VAE:
     return vae
 
 
-def export(vae: VAE, folder: Path, count: int) -> None:
-    """Write tiny/vae in diffusers' layout; `count` pictures standardise its latents."""
-    config = {"_class_name": "AutoencoderKL", "act_fn": "silu", **vars(CONFIG),
+def export(vae: VAE, folder: Path) -> None:
+    """Write the VAE in diffusers' layout."""
+    config = {"_class_name": "AutoencoderKL", "act_fn": "silu", **vars(vae.config),
               "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4,
-              "sample_size": 128, "scaling_factor": 1.0, "force_upcast": False}
-    save_component(folder, standardised(vae, count), config)
+              "sample_size": 128, "force_upcast": False}
+    save_component(folder, vae, config)
 
 
 def main() -> None:
-    """The command: train on from where it was, write weights and what they reach."""
-    parser = training_flags(__doc__, steps=1300, lr=2e-3)
-    parser.add_argument("--decoder-only", action="store_true",
-                        help="whole images, encoder frozen: for a UNet that is trained already")
+    """The command: train or resume; write weights, their numbers and pictures before and after."""
+    parser = training_flags(__doc__, steps=3000, lr=1e-3)
+    parser.add_argument("--start", default=str(TINY), help='base whose VAE to start from, or "scratch"')
+    parser.add_argument("--widths", type=int, nargs=4, default=list(CONFIG.block_out_channels))
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--pictures", type=int, default=12_288, help="drawn once, kept in a file under --out")
+    parser.add_argument("--no-photos", action="store_true", help="train on procedural pictures alone")
+    parser.add_argument("--freeze-encoder", action="store_true",
+                        help="train the decoder alone: the latents stay, so trained UNets stay valid")
+    parser.add_argument("--pixels", type=float, default=1.0, help="weight of L1; the perceptual one is 1")
+    parser.add_argument("--critic", type=float, default=0.5, help="weight of the critic, after balancing")
+    parser.add_argument("--critic-from", type=int, default=1000, help="the first step with the critic")
     args = parser.parse_args()
 
     torch.manual_seed(0)
-    vae = prepare(VAE(CONFIG), args.device, args.precision)
-    pass_through(vae)
-    run = Run(args, "vae", vae)
-    if args.decoder_only:
-        vae.load_state_dict(run.average.state_dict())  # the latents are those of the exported average
-        vae.encoder.requires_grad_(False)
-        vae.quant_conv.requires_grad_(False)
-
-    for step, (image, *_) in run.steps(0):
-        if not args.decoder_only and step < 0.9 * args.steps:  # the last tenth: whole images
-            image = crops(image, 64, torch_rng("crop", step))
-        noise = torch.randn(len(image), 4, image.shape[2] // 8, image.shape[3] // 8,
-                            generator=torch_rng("vae", step))
-        image = image.to(args.device, memory_format=torch.channels_last)
-        with autocast(torch.device(args.device), DTYPES[args.precision]):
-            loss = loss_fn(vae, image, noise.to(args.device))
-        run.update(step, loss)
-        if run.due(step, 250):
-            run.save(step, held_out(run.average, args.held_out // 4) | {"loss": loss.item()})
-            export(run.average, args.out / "vae", args.held_out)
+    vae = prepare(load_start(args.start, tuple(args.widths)).train(), args.device, args.precision)
+    critic = Critic().to(args.device).to(memory_format=torch.channels_last)
+    features = StageFeatures().to(args.device)
+    vae.requires_grad_(True)
+    for part in (vae.encoder, vae.quant_conv):
+        part.requires_grad_(not args.freeze_encoder)
+    run, update = Run(args, "vae", vae, critic=critic), Step(args, features, critic)
+    pictures = PictureFile(args.out, args.pictures, not args.no_photos)
+    for step, image in run.steps(pictures.batches(args.batch_size, run.start, args.steps)):
+        parts = update(run, step, image.to(args.device, memory_format=torch.channels_last))
+        if run.due(step):
+            final = run.average if args.freeze_encoder else standardised(run.average, args.held_out)
+            run.save(step, held_out(final, features, args.held_out // 4, args.out / "vae.png") | parts)
+            export(final, args.out / "vae")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The embedded base's tokenizer, in the form that transformers and diffusers open: tiny/tokenizer/."""
+"""The words of the embedded base: its text encoder, and its tokenizer in the format of transformers."""
 
 from __future__ import annotations
 
@@ -6,19 +6,50 @@ import json
 import re
 from pathlib import Path
 
+import torch
 from tokenizers import Regex, Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.normalizers import Lowercase
 from tokenizers.pre_tokenizers import Split
 from tokenizers.processors import TemplateProcessing
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel
 
+from sd.guidance import Contexts
 from tiny.procedural import VOCABULARY
+
+TEXT = CLIPTextConfig(vocab_size=len(VOCABULARY), hidden_size=128, intermediate_size=256, num_hidden_layers=2,
+                      num_attention_heads=4, max_position_embeddings=12, projection_dim=128, bos_token_id=0,
+                      eos_token_id=1, pad_token_id=1)
+
+
+class Words(nn.Module):
+    """Words -> context (B, 12, 128): the last hidden states of a small CLIP text model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clip = CLIPTextModel(TEXT)
+        self.index = {word: i for i, word in enumerate(VOCABULARY)}
+
+    def ids(self, words: list[tuple[str, ...]]) -> Tensor:
+        """Token ids (B, 12): start, the words, end, padding by end. An empty tuple is the null condition."""
+        rows = [[0, *(self.index[w] for w in ws)] for ws in words]
+        return torch.tensor([row + [1] * (TEXT.max_position_embeddings - len(row)) for row in rows])
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.clip(input_ids=ids).last_hidden_state
+
+    def contexts(self, words: list[tuple[str, ...]]) -> Contexts:
+        """The contexts of images with these words, and the null contexts."""
+        null: list[tuple[str, ...]] = [()] * len(words)
+        return Contexts(*(self(self.ids(part).to(self.clip.device)) for part in (words, null)))
 
 
 def write_tokenizer(folder: Path, length: int) -> None:
-    """The vocabulary's words, numbered in its order; any other word is passed over. `length`: tokens at most.
+    """A tokenizer of the vocabulary's words, numbered in their order. It skips any other word.
 
-    CLIP's own tokenizer puts words together from parts, each with an id; 58 words leave no room for those.
+    length: the largest number of tokens. CLIP's own tokenizer needs an id for each byte and word part, more
+    than the 58 words here.
     """
     start, end, *words = VOCABULARY
     tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token=end))

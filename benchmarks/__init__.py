@@ -1,0 +1,1 @@
+"""This project side by side with diffusers + peft, and ablations."""

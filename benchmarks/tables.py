@@ -1,0 +1,120 @@
+"""The tables of docs/ whose numbers lie in benchmarks/*.json, row by row.
+
+`python -m benchmarks.tables` prints them; a test compares them with the pages.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from evaluation.metrics import wilson
+from runtime import errors
+
+FOLDER = Path(__file__).parent
+DAMAGES = ("broken_large", "broken_small", "contamination")
+ABLATED = ("tokens", "parts", "rank", "images", "guidance", "sampler")
+DECAY = 1e-3  # of the evaluation's classifiers
+
+
+def results(name: str) -> dict[str, Any]:
+    """What benchmarks/NAME.json holds."""
+    return json.loads((FOLDER / f"{name}.json").read_text())
+
+
+def percent(share: float) -> str:
+    """0.763 -> 76.3."""
+    return f"{100 * share:.1f}"
+
+
+def ablations() -> Iterable[str]:
+    """docs/recipe.md: each arm of train_class.py's ablations, over its seeds."""
+    for name in ABLATED:
+        arms: dict[str, list[int]] = {}
+        for row in results(name)["rows"]:
+            arms.setdefault(row["arm"], []).append(row["correct"])
+            assert row["total"] == 100
+        for arm, right in arms.items():
+            low, high = wilson(sum(right), 100 * len(right))
+            yield (f"| {name}: {arm} | {percent(sum(right) / len(right) / 100)} % | {percent(low)} to "
+                   f"{percent(high)} | {', '.join(map(str, right))} |")
+
+
+def latent_variants() -> Iterable[str]:
+    """docs/recipe.md: variants encoded once against images encoded at every step."""
+    right: dict[str, int] = {}
+    for row in results("latent_variants")["rows"]:
+        right[row["arm"]] = right.get(row["arm"], 0) + row["correct"]
+    yield "{} of 300 right against {}".format(*right.values())
+
+
+def judges() -> Iterable[str]:
+    """docs/evaluation.md: the features of the classifiers, on three kinds of pictures."""
+    rows = results("judges")["rows"]
+    places = ("photos", "through the VAE", "fabric")
+    titles = {"strides 8 and 16": "strides 8 and 16 (used)", "last": "last map", "both": "both",
+              "nested": "chosen in each training part (nested)"}
+    for features, title in titles.items():
+        cells = []
+        for place in places:
+            found = rows[f"efficientnet_lite0, {place}"]
+            key = features if features == "nested" else f"{features}, decay {DECAY:g}"
+            right, images = found["right"][key], found["images"]
+            mean = 100 * sum(right) / (len(right) * images)
+            cells.append(f"{mean:.1f} ({percent(min(right) / images)} to {percent(max(right) / images)})")
+        yield f"| {title} | {' | '.join(cells)} |"
+
+
+def coverage() -> Iterable[str]:
+    """docs/evaluation.md: how often the intervals of DCA hold the truth."""
+    for row in results("coverage")["settings"]:
+        share = f"{100 * row['towards']:.0f} %"
+        towards = f"{share} towards another type" if row["towards"] else "like the photos"
+        varied = f", {row['varied']:g} times as varied" if row["varied"] != 1 else ""
+        yield (f"| {row['photos']} | {row['images']} | {towards}{varied} | {100 * row['truth']:.0f} % | "
+               + " | ".join(f"{percent(row[key])} %" for key in ("held", "held_by_images_alone", "held_real"))
+               + " |")
+
+
+def controlnet() -> Iterable[str]:
+    """docs/controlnet.md: class and place of the damage, for each arm."""
+    for row in results("controlnet")["rows"]:
+        low, high = row["interval"]
+        name = row["arm"].replace("--mask-guidance 2", "`--mask-guidance 2`").replace(
+            "without control", "its UNet without control")
+        iou = [f"{row['iou'][damage]:.2f}" for damage in (*DAMAGES, "mean")]
+        yield (f"| {name} | {row['correct']}, {percent(row['correct'] / row['total'])} % ({percent(low)} to "
+               f"{percent(high)}) | {' | '.join(iou)} | {row['iou_pixels']['mean']:.2f} |")
+
+
+def controlnet_size() -> Iterable[str]:
+    """docs/controlnet.md: what each rank takes at SD 1.5's size."""
+    for row in results("controlnet_size")["rows"]:
+        checkpoint, resume = row["checkpoint_bytes"], row["resume_bytes"]
+        size = "{:.2f} GB".format if checkpoint > 1e9 else lambda value: f"{1e3 * value:.0f} MB"
+        yield (f"| {row['parameters']:,} | {size(checkpoint / 1e9)} | {size(resume / 1e9)} | "
+               f"{row['peak_bytes'] / 1e9:.1f} GB |")
+
+
+def defect_weight() -> Iterable[str]:
+    """docs/inpainting.md: images right, for each --defect-weight."""
+    for row in results("defect_weight")["rows"]:
+        yield f"| {row['arm'].removeprefix('weight ')} | {row['correct']} |"
+
+
+TABLES: dict[str, tuple[Callable[[], Iterable[str]], ...]] = {
+    "recipe": (ablations, latent_variants), "evaluation": (judges, coverage),
+    "controlnet": (controlnet, controlnet_size), "inpainting": (defect_weight,)}
+
+
+def main() -> None:
+    """Print every table."""
+    for page, tables in TABLES.items():
+        for table in tables:
+            print(f"docs/{page}.md, {table.__name__}:", *table(), sep="\n")
+
+
+if __name__ == "__main__":
+    errors.run(main)

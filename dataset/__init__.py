@@ -1,0 +1,1 @@
+"""Photo and mask files, dataset layouts, geometry, and the checks before training."""

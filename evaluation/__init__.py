@@ -1,0 +1,1 @@
+"""Generated images against real ones: networks, metrics, classifiers, report."""

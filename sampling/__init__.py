@@ -1,0 +1,1 @@
+"""What sample.py needs beyond the sampler: masks, placement, and the folder of samples."""

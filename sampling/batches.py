@@ -1,0 +1,38 @@
+"""Images drawn in batches, shared out among processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tqdm import tqdm
+
+from runtime import distributed
+from sampling.generation import Wanted
+from sampling.sample_folder import Sample, SampleFolder
+
+
+def batches_of(classes: list[str], per_class: int, batch_size: int,
+               wanted: list[Wanted]) -> list[list[Wanted]]:
+    """All (class, number) pairs cut into batches; of these the batches that hold a wanted pair.
+
+    Rounding depends on the batch size. So a command that was stopped within a batch draws the whole batch
+    again, and ends with the same files as one that was not stopped.
+    """
+    pairs = [(damage, number) for damage in classes for number in range(per_class)]
+    batches = [pairs[i:i + batch_size] for i in range(0, len(pairs), batch_size)]
+    return [batch for batch in batches if not set(wanted).isdisjoint(batch)]
+
+
+def draw_all(batches: list[list[Wanted]], draw_batch: Callable[[list[Wanted]], list[Sample]],
+             folder: SampleFolder, wanted: set[Wanted]) -> None:
+    """Each process draws every count-th batch; the first writes them all, in order."""
+    with tqdm(total=len(wanted), unit="image", disable=None if distributed.first() else True) as bar:
+        for start in range(0, len(batches), distributed.count()):
+            turn = batches[start:start + distributed.count()]
+            own = turn[distributed.rank()] if distributed.rank() < len(turn) else []
+            drawn = draw_batch([folder.drawn_as(pair) for pair in own]) if own else []
+            for batch, samples in zip(turn, distributed.gather(drawn), strict=False):
+                for pair, sample in zip(batch, samples, strict=True):
+                    if pair in wanted:
+                        folder.add(sample, *pair)
+                        bar.update()

@@ -1,0 +1,231 @@
+"""What each image is conditioned on: a damage type and, by strategy, a mask and a photo to paint into."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from checkpoints.controlnet import ControlSettings
+from checkpoints.loading import CheckpointFile
+from checkpoints.metadata import Header
+from dataset.image_files import depth_notes, read_image
+from dataset.layouts import is_good
+from dataset.masks import FEW_CELLS
+from dataset.paste import DoesNotFit, View, changes, make_view, paste
+from dataset.placement import JITTER
+from dataset.scan import Scan, photos_and_masks
+from runtime import distributed
+from runtime.errors import UserError
+from runtime.files import sha256
+from runtime.pictures import tensor_to_image
+from sampling.mask_bank import MaskBank, MaskFiles, open_masks
+from sampling.sample_folder import Sample, Wanted
+
+
+@dataclass(frozen=True)
+class Seams:
+    """How the painted square goes back into the photo."""
+
+    crop: bool = False  # a close view of the damage, not the whole photo
+    paste: bool = True  # only the damage, not the whole square
+    match_colour: bool = False
+
+
+class Input(NamedTuple):
+    """What one image is conditioned on, as far as its strategy has a use for it."""
+
+    damage: str
+    number: int
+    region: np.ndarray | None = None  # (R,R) in {0,1}: the mask for a ControlNet
+    mask: np.ndarray | None = None  # (H,W) in {0,1}: the mask to write beside the image
+    photo: np.ndarray | None = None  # (H,W,3) uint8, to paint into
+    view: View | None = None  # the square of the photo that is painted
+    about: dict[str, Any] = {}  # for samples.jsonl
+    rejected: tuple[str, ...] = ()  # why earlier masks did not fit
+    fits: bool = True  # False: no mask fits, and the image is left out
+
+
+@dataclass
+class Inputs:
+    """Masks and photos for (class, number) pairs, as functions of these and the seed alone.
+
+    masks, photos: None where the strategy takes none; control: None without a ControlNet.
+    """
+
+    resolution: int
+    masks: MaskBank | MaskFiles | None = None
+    photos: list[Path] | None = None
+    seams: Seams = Seams()
+    control: ControlSettings | None = None
+    _few: set[str] = field(default_factory=set)  # masks of few latent cells, already named
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What all images of a sample folder have in common."""
+        photos = {**asdict(self.seams), "photos": content_digest(self.photos)} if self.photos else {}
+        masks = self.masks.settings if self.masks else {}
+        return {**photos, **masks, **(self.control._asdict() if self.control else {})}
+
+    def digests(self) -> dict[str, tuple[str, str]]:
+        """Of each class with masks: the digest of its masks, and that of earlier versions."""
+        if self.masks is None:
+            return {}
+        earlier = earlier_digest([*(self.photos or []), *self.masks.files()])
+        return {name: (content_digest([*self.masks.files(name), *self.masks.sources(name)]), earlier)
+                for name in self.masks.classes}
+
+    def check(self, wanted: list[Wanted]) -> None:
+        """Raises UserError, before anything is drawn, for a class of which no mask fits."""
+        for damage in dict(wanted):
+            numbers = [number for name, number in wanted if name == damage][:len(self.photos or [None])]
+            given = (self.prepare(damage, number) for number in numbers)  # until one fits
+            if not any(each.fits for each in given):
+                raise UserError(self.prepare(damage, numbers[0]).rejected[0])
+
+    def prepare(self, damage: str, number: int) -> Input:
+        """What one image is conditioned on. Where a mask does not fit its photo, another one is taken."""
+        if self.masks is None:
+            return Input(damage, number)
+        if self.photos is None and is_good(damage):
+            return Input(damage, number, np.zeros((self.resolution, self.resolution), np.uint8))
+        rejected: list[str] = []
+        for attempt in range(self.masks.attempts(damage)):
+            try:
+                return self._placed(self.masks, damage, number, attempt)._replace(rejected=tuple(rejected))
+            except DoesNotFit as error:
+                rejected.append(str(error))
+        return Input(damage, number, rejected=tuple(rejected), fits=False)
+
+    def _placed(self, masks: MaskBank | MaskFiles, damage: str, number: int, attempt: int) -> Input:
+        """One attempt of `prepare`. Raises DoesNotFit."""
+        file = masks.photo_for(damage, number, self.photos, attempt) if self.photos else None
+        photo = read_image(file) if file else None
+        placed = masks.place(damage, number, photo, attempt)
+        name = below_here(placed.about["mask"])
+        placed = placed._replace(about={**placed.about, "mask": name})
+        view = make_view(np.zeros((*placed.mask.shape, 3), np.uint8) if photo is None else photo, placed.mask,
+                         self.resolution, name, close=self.seams.crop, whole=masks.whole)
+        if photo is None:
+            return Input(damage, number, view.region, view.region, about=placed.about)
+        if view.cells < FEW_CELLS and name not in self._few:
+            self._few.add(name)
+            tqdm.write(f"{name}: covers {view.cells} of the model's latent cells, so its damage may hardly "
+                       f"show{'' if self.seams.crop else '; --crop looks closer'}", file=sys.stderr)
+        about = {"photo": below_here(str(file)), **placed.about, "box": list(view.box), "cells": view.cells}
+        good = is_good(damage)
+        return Input(damage, number, view.region * np.uint8(not good), None if good else view.mask, photo,
+                     view, about)
+
+    def samples(self, prepared: list[Input], images: list[Tensor], before: list[Tensor]) -> list[Sample]:
+        """One sample for each input, in order; images: (3,R,R) in [-1,1], those of the inputs that fit.
+
+        before: the views after a VAE round trip, so that its blur does not count as the model's change.
+        """
+        turns = iter(zip(images, before or images, strict=True))
+        return [self._sample(each, *map(tensor_to_image, next(turns))) if each.fits
+                else Sample(None, rejected=each.rejected) for each in prepared]
+
+    def _sample(self, given: Input, image: Image.Image, before: Image.Image) -> Sample:
+        """The image itself, or the photo with the image pasted into it."""
+        if given.photo is None or given.view is None:
+            return Sample(image, given.mask, given.about, given.rejected)
+        painted = np.asarray(image)
+        result = paste(given.photo, given.view, painted, seam=self.seams.paste,
+                       match_colour=self.seams.match_colour)
+        about = {**given.about, **changes(np.asarray(before), painted, given.view.hole)}
+        return Sample(result, given.mask, about, given.rejected)
+
+
+def stacked_views(given: list[Input]) -> tuple[Tensor, Tensor]:
+    """Images (B,3,R,R) in [-1,1] to paint into, and their holes (B,1,R,R) in {0,1}."""
+    views = [each.view for each in given if each.view is not None]
+    image = torch.stack([torch.from_numpy(view.image.copy()) for view in views]).permute(0, 3, 1, 2)
+    hole = torch.stack([torch.from_numpy(view.hole)[None] for view in views])
+    return image.float() / 127.5 - 1, hole.float()
+
+
+def open_inputs(header: Header, classes: list[str], seed: int, *, images: str | None, masks: str | None,
+                seams: Seams, control: ControlSettings | None, jitter: float = JITTER) -> Inputs:
+    """--images and --masks of a checkpoint. Raises UserError for what is missing."""
+    if not header.strategy.takes_masks:
+        return Inputs(header.resolution)
+    photos = find_photos(images) if header.strategy.inpaints else None
+    masked = [name for name in classes if photos or not is_good(name)]
+    products = {name.rpartition("/")[0] for name in classes}
+    if photos and len(products) > 1 and distributed.first():
+        print(f"--images {images}: damage of {', '.join(sorted(products))} is painted into these photos; "
+              "--classes chooses the damage of their product", file=sys.stderr)
+    return Inputs(header.resolution, open_masks(masks, header, masked, seed, jitter), photos, seams, control)
+
+
+def find_photos(folder: str | None) -> list[Path]:
+    """The photos in a folder, by name. Raises UserError where there are none."""
+    if folder is None:
+        raise UserError("--images: this checkpoint paints into photos; give a folder of undamaged ones, such "
+                        "as DS-MVTec/bottle/image/good")
+    if not Path(folder).is_dir():
+        raise UserError(f"--images {folder}: no such folder; give one with photos of undamaged parts")
+    scan = Scan()
+    photos, _ = photos_and_masks(Path(folder), scan)
+    for line in scan.lost + scan.notes + depth_notes(photos) if distributed.first() else []:
+        print(line, file=sys.stderr)
+    if not photos:
+        inside = f", such as {folder}/image/good" if (Path(folder) / "image" / "good").is_dir() else ""
+        raise UserError(f"--images {folder}: no photos in it; give the folder that holds them{inside}")
+    return photos
+
+
+def control_settings(header: Header, control: CheckpointFile | None, scale: float, mask_guidance: float,
+                     guidance: float) -> ControlSettings | None:
+    """How the ControlNet counts: --control's, or else the checkpoint's own; None without one.
+
+    Raises UserError where a flag does not fit the checkpoints.
+    """
+    settings, about = ControlSettings(scale, mask_guidance), header.control
+    if control:
+        settings, about = settings._replace(control=sha256(control.path)), control.header.control
+        if (about is None or control.header.classes != header.classes
+                or control.header.resolution != header.resolution):
+            raise UserError(f"--control {control.path}: give a checkpoint of train_controlnet.py for what "
+                            f"--ckpt draws: {', '.join(header.classes)} at {header.resolution} px")
+        if guidance != 1 and not control.header.has_null:
+            raise UserError(f"--guidance {guidance:g}: {control.path} was trained without --class-dropout; "
+                            "use 1")
+    if about is None:
+        if settings != ControlSettings():
+            raise UserError("--control-scale, --mask-guidance: there is no ControlNet; add --control")
+        return None
+    if mask_guidance != 1 and about.mask_dropout == 0:
+        raise UserError(f"--mask-guidance {mask_guidance:g}: the ControlNet was trained without "
+                        "--mask-dropout, so an empty mask means no damage; use 1, or train it with 0.1")
+    return settings
+
+
+def below_here(path: str) -> str:
+    """A path as it is recorded, however it was given: relative if it lies in the current folder."""
+    place, here = Path(os.path.abspath(path)), Path.cwd()
+    return str(place.relative_to(here) if place.is_relative_to(here) else place)
+
+
+def content_digest(files: list[Path]) -> str:
+    """16 hex digits of file names and contents, which change with any photo or mask."""
+    digest = hashlib.blake2b(digest_size=8)
+    for file in files:
+        digest.update(f"{file.name} {sha256(file)}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def earlier_digest(files: list[Path]) -> str:
+    """16 hex digits of file names and sizes, as earlier versions noted them for photos and masks together."""
+    names = "".join(f"{file.name} {file.stat().st_size}\n" for file in files)
+    return hashlib.blake2b(names.encode(errors="surrogateescape"), digest_size=8).hexdigest()

@@ -1,0 +1,65 @@
+"""Where masks would go: a sheet to look at before anything is painted."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from runtime import distributed
+from runtime.errors import UserError
+from runtime.files import save_image
+from runtime.pictures import grid, outline
+from sampling.inputs import Input, Inputs
+
+SHOWN, SIDE = 8, 512  # masks a class, and the side of their pictures at most
+
+
+def show_placements(inputs: Inputs, classes: list[str], per_class: int, out: Path, *, as_json: bool) -> None:
+    """Deal the masks of the first images of each class, write them outlined, and say how well they fit.
+
+    The sheet lies beside `out`, which stays as it is. Raises UserError where no mask finds a place.
+    """
+    if not distributed.first():
+        return
+    rows, labels, scores, lost, tried = [], [], dict[str, float | None](), Counter[str](), 0
+    for damage in tqdm(classes, unit="class", desc="placing masks", disable=None):
+        given = [inputs.prepare(damage, number) for number in range(min(per_class, SHOWN))]
+        tried += sum(len(each.rejected) for each in given)
+        lost[damage] = sum(not each.fits for each in given)
+        found = [each.about["score"] for each in given if each.fits and "score" in each.about]
+        scores[damage] = round(float(np.median(found)), 4) if found else None
+        if row := [_shown(each) for each in given if each.fits and each.region is not None]:
+            rows.append(row)
+            labels.append(damage if scores[damage] is None else f"{damage}\nscore {scores[damage]:.2f}")
+    if not rows:
+        raise UserError("--placement-only: no mask finds a place; give photos of the masks' product")
+    sheet = out.resolve().with_name(f"{out.resolve().name}-placement.png")
+    save_image(sheet, grid(rows, labels, "Where masks go, and how well their surroundings agree"))
+    result = {"sheet": str(sheet), "score": scores, "tried_again": tried, "left_out": sum(lost.values())}
+    if as_json:
+        print(json.dumps(result))
+        return
+    print(f"{sheet}: {sum(map(len, rows))} masks placed; {tried} times a mask did not fit, and another pair "
+          f"of mask and photo was tried; {result['left_out']} images without a place")
+    if result["left_out"]:
+        print("without a place: " + ", ".join(f"{name} {count}" for name, count in lost.items() if count),
+              file=sys.stderr)
+
+
+def _shown(given: Input) -> Image.Image:
+    """The photo with the mask outlined; without a photo the mask alone."""
+    if given.photo is None or given.view is None:
+        assert given.region is not None
+        picture, mask = Image.fromarray(given.region * np.uint8(255)), np.zeros_like(given.region)
+    else:
+        picture, mask = Image.fromarray(given.photo), given.view.mask
+    shown = picture.convert("RGB")
+    shown.thumbnail((SIDE, SIDE))
+    marks = Image.fromarray(mask * np.uint8(255)).resize(shown.size, Image.Resampling.BOX)
+    return outline(shown, np.asarray(marks))

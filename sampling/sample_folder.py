@@ -1,0 +1,231 @@
+"""A folder of generated images in the layout of a dataset, and its journal samples.jsonl."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from checkpoints.metadata import Header
+from dataset.image_files import size_of
+from dataset.layouts import Files, files_of, mask_values
+from dataset.mask_files import read_mask
+from runtime import distributed
+from runtime.errors import UserError
+from runtime.files import append_row, cut_back, save_image, save_rows, sync
+from runtime.locks import locked
+from sampling.coco import Annotated, coco_dataset
+from sampling.contact_sheet import Shown, contact_sheet
+from sampling.gallery import TrainingPhotos, write_gallery
+from sampling.generation import Wanted
+from sampling.journal import read_journal, redraw_of
+from sampling.rejected import MOST, Rejected, read_list
+
+
+class Sample(NamedTuple):
+    """A generated image, its mask (H,W) in {0,1}, and what samples.jsonl holds of both.
+
+    rejected: why masks that were tried before did not fit. image: None where none fitted.
+    """
+
+    image: Image.Image | None
+    mask: np.ndarray | None = None
+    about: dict[str, Any] = {}
+    rejected: tuple[str, ...] = ()
+
+
+class SampleFolder:
+    """Where the images go, and samples.jsonl, one row an image.
+
+    The row is written first, then the mask, then the image, each whole or not at all. So an image with a row
+    is complete, a row without an image is still to draw, and an image without a row is someone else's.
+    settings: what all images of the folder have in common; `layout` is one of LAYOUTS. defaults: of settings
+    that an older row lacks. digests: of each class's masks, and what older rows hold for the same.
+    """
+
+    def __init__(self, folder: Path, classes: list[str], settings: dict[str, Any], defaults: dict[str, Any],
+                 digests: dict[str, tuple[str, str]]) -> None:
+        self.folder, self.settings, self.journal = folder, settings, folder / "samples.jsonl"
+        self.defaults, self.digests, self.classes = defaults, digests, classes
+        self.mask_values = mask_values(classes, settings["layout"])
+        self.rows: dict[str, dict[str, Any]] = {}  # by image
+        self.taken_out = Rejected(self._aside("rejected"))
+        self.redraws: Counter[str] = Counter()  # how often each image was rejected
+        self.rejected: list[str] = []  # why masks did not fit
+        self.left_out: list[str] = []  # the classes of images for which no mask fitted
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[None]:
+        """While the block runs, no other process may use the folder.
+
+        Raises UserError where another process has it, its images were drawn with other settings, or it holds
+        a dataset.
+        """
+        if not self.journal.exists():
+            self._check_empty()
+        with locked(self.folder) if distributed.first() else contextlib.nullcontext():
+            if distributed.first():
+                cut_back(self.journal)
+                self._read()
+                self._take_out([row for name, row in self.rows.items()  # a command that did this was stopped
+                                if redraw_of(row) < self.redraws[name]])
+            distributed.wait()
+            if not distributed.first():
+                self._read()
+            yield
+
+    def _check_empty(self) -> None:
+        """Raises UserError where the folders of the images or masks already hold something."""
+        for damage in self.classes:
+            for file in self.files(damage, 0):
+                place = file.parent.parent  # image/ or mask/
+                if place.is_dir() and any(place.iterdir()):
+                    raise UserError(f"--out {self.folder}: {place} holds files that sample.py did not write; "
+                                    "generated images do not go into a dataset: give another --out")
+
+    def _read(self) -> None:
+        self.rows = read_journal(self.journal, self.settings, self.defaults, self.digests)
+        self.redraws = self.taken_out.counts()
+
+    def files(self, damage: str, number: int) -> Files:
+        """The files of an image and its mask; product/damage becomes <product>/image/<damage>."""
+        return files_of(self.folder, damage, number, self.settings["layout"])
+
+    def _aside(self, name: str) -> Path:
+        """Where a picture goes that is not of the dataset: in MVTec AD's layout, where every picture in the
+        folder counts, beside it."""
+        if self.settings["layout"] == "mvtec":
+            return self.folder.resolve().with_name(f"{self.folder.resolve().name}-{name}")
+        return self.folder / name
+
+    @property
+    def grid(self) -> Path:
+        """The contact sheet."""
+        return self._aside("grid.png")
+
+    @property
+    def gallery(self) -> Path:
+        """The page with every image. Its links are relative to the folder."""
+        return self.folder / "gallery.html"
+
+    def drawn_as(self, pair: Wanted) -> Wanted:
+        """The class and number that an image is drawn by: others after each time that it was rejected."""
+        damage, number = pair
+        return damage, number + MOST * self.redraws[self._name(self.files(*pair).image)]
+
+    def reject(self, file: Path) -> int:
+        """Take the images out that the list `file` names; returns how many, less those taken out before.
+
+        Raises UserError for an image that was not drawn here.
+        """
+        listed, before = read_list(file), len(self.rows)
+        for name, redraw in listed.items():
+            if redraw > self.redraws[name] or name not in self.rows and not self.redraws[name]:
+                raise UserError(f"--reject {file}: {name} was not drawn in {self.folder}; give the list "
+                                "that its gallery.html saves")
+        if distributed.first():
+            self._take_out([self.rows[name] for name, redraw in listed.items()
+                            if name in self.rows and redraw == self.redraws[name]])
+        distributed.wait()
+        if not distributed.first():
+            self._read()
+        return before - len(self.rows)
+
+    def _take_out(self, rows: list[dict[str, Any]]) -> None:
+        """Move images, masks and rows to rejected/. Raises UserError for a damaged row."""
+        for row in rows:
+            files = self._files_of(row)
+            if files is None:
+                raise UserError(f"{self.journal}: {row['file']}: the row is damaged; delete that line")
+            self.taken_out.add(row, files)
+            del self.rows[row["file"]]
+        if rows:
+            save_rows(self.journal, list(self.rows.values()))
+            self.redraws = self.taken_out.counts()
+
+    def _files_of(self, row: dict[str, Any]) -> Files | None:
+        """The files of a row; None for one that this command did not write."""
+        damage, number = row.get("class"), row.get("number")
+        if damage not in self.classes or not isinstance(number, int):
+            return None
+        files = self.files(damage, number)
+        return files if self._name(files.image) == row.get("file") else None
+
+    def shown(self) -> list[Shown]:
+        """Every image there, by class and number."""
+        found = [(self.classes.index(row["class"]), row["number"], Shown(*files, row))
+                 for row in self.rows.values() if (files := self._files_of(row)) and files.image.exists()]
+        return [shown for *_, shown in sorted(found, key=lambda each: each[:2])]
+
+    def missing(self, classes: list[str], per_class: int) -> list[Wanted]:
+        """The (class, number) pairs still to draw. Raises UserError where someone else's file is in the way.
+        """
+        pairs = [(damage, number) for damage in classes for number in range(per_class)]
+        files = [self.files(*pair).image for pair in pairs]
+        foreign = [file for file in files if file.exists() and self._name(file) not in self.rows]
+        if not self.journal.exists():
+            foreign = [file for file in (self.grid, self.gallery) if file.exists()] + foreign
+        if foreign:
+            raise UserError(f"{foreign[0]}: exists and was not drawn by this command; give another --out")
+        return [pair for pair in pairs if not self.files(*pair).image.exists()]
+
+    def add(self, sample: Sample, damage: str, number: int) -> None:
+        """Write one image's row, then its mask if it has one, then the image; note masks that did not fit.
+        """
+        self.rejected += sample.rejected
+        if sample.image is None:
+            self.left_out.append(damage)
+            return
+        files = self.files(damage, number)
+        name = self._name(files.image)
+        if name not in self.rows:
+            inputs = {"inputs": self.digests[damage][0]} if damage in self.digests else {}
+            redraw = {"redraw": self.redraws[name]} if self.redraws[name] else {}
+            row = {"file": name, "class": damage, "number": number, **redraw, **self.settings, **inputs,
+                   **sample.about}
+            append_row(self.journal, row)
+            sync(self.journal)
+            self.rows[name] = row
+        files.write(sample.image, sample.mask, self.mask_values.get(damage, 0))
+
+    def finish(self, header: Header, classes: list[str], per_class: int) -> None:
+        """Report the masks that did not fit, and write what describes the images: grid.png, gallery.html,
+        annotations.json. header: of the checkpoint."""
+        self._report_unplaced()
+        if self.settings["layout"] == "coco":
+            self._annotate()
+        save_image(self.grid, contact_sheet(self.shown(), classes, per_class))
+        write_gallery(self.gallery, self.shown(), TrainingPhotos(header))
+
+    def _annotate(self) -> None:
+        """Write annotations.json of every image there."""
+        pictures = [Annotated(self._name(file), size_of(file), row["class"],
+                              read_mask(mask) if mask.exists() else None) for file, mask, row in self.shown()]
+        save_rows(self.folder / "annotations.json", [coco_dataset(pictures)])
+
+    def _report_unplaced(self) -> None:
+        """Name on stderr the masks that did not fit, and count the images left out."""
+        if self.rejected:
+            reasons = list(dict.fromkeys(self.rejected))
+            print(f"{len(self.rejected)} times a mask did not fit and another was tried: {reasons[0]}"
+                  + (f" (and {len(reasons) - 1} more)" if reasons[1:] else ""), file=sys.stderr)
+        if self.left_out:
+            counts = ", ".join(f"{damage} {count}" for damage, count in Counter(self.left_out).items())
+            print(f"{len(self.left_out)} images left out, as no mask fitted: {counts}", file=sys.stderr)
+
+    def _name(self, file: Path) -> str:
+        return file.relative_to(self.folder).as_posix()
+
+
+def refuse_inside(out: Path, folders: list[str]) -> None:
+    """Raises UserError where generated images would be written into one of `folders`, which hold photos."""
+    for folder in folders:
+        if out.resolve().is_relative_to(Path(folder).expanduser().resolve()):
+            raise UserError(f"--out {out}: lies in {folder}, which holds the photos or masks that are read; "
+                            "generated images would mix with them: give another --out")

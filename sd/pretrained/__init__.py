@@ -1,0 +1,1 @@
+"""Published weights, text encoder and tokenizer: found, checked and read."""
