@@ -59,7 +59,7 @@ class Config(NetworkConfig):
 
     real: list[str] = flag(..., "real images: the value of --data in training", group="what")
     fake: str = flag(..., "folder that sample.py wrote, or any in the same layout", group="what")
-    out: str = flag("evaluation", "folder for metrics.json, report.png and report.html", group="what",
+    out: str = flag("report", "folder for metrics.json, report.png and report.html", group="what",
                     common=True)
     json: bool = flag(False, "print metrics.json instead of the tables", group="what")
     classes: list[str] = flag([], "only these damage types (default: all)", group="what", common=True)
