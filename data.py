@@ -13,15 +13,18 @@ from dataset import augmentation
 from dataset.classes import class_order, group_by_class, subset
 from dataset.findings import findings
 from dataset.image_files import read_image
+from dataset.item_views import ItemViews
 from dataset.layouts import GOOD, Photo, find_products, is_good, select_products
 from dataset.mask_files import read_mask, region_of
 from dataset.scan import scan_products
+from dataset.windows import VIEWS, Box
 from runtime import errors
 from runtime.cli import flag
 from runtime.errors import UserError
 from runtime.seeds import numpy_rng
 
 CACHE_BYTES = 2 << 30
+CACHED = 64 << 20  # bytes of an image that is kept, at most
 MOST_CHANNELS = 31  # masks by class are the bits of an int32
 
 
@@ -34,6 +37,9 @@ class DataConfig:
     resolution: int = flag(512, "side of the training images in pixels, a multiple of 64", group="data",
                            minimum=64, maximum=4096, common=True)
     augment: bool = flag(True, "move, turn and relight the images, differently every epoch", group="data")
+    view: str = flag("whole", "what an example shows: whole (the largest square, moving along a long photo), "
+                     "close (a square around one damage, for small damage), or mixed", group="data",
+                     choices=VIEWS, common=True)
     orientation: str = flag("any", "any: augment with flips and quarter turns; fixed: without, for parts "
                             "that lie one way", group="data", choices=augmentation.ORIENTATIONS, common=True)
     normalize_to_neg1_pos1: bool = flag(True, "images in [-1,1] rather than [0,1]", group="data")
@@ -66,8 +72,8 @@ def check_resolution(resolution: int) -> int:
 class DefectDataset(torch.utils.data.Dataset):
     """Examples in a fixed order; each is a pure function of (seed, epoch, index) alone.
 
-    An image that is not square is cut to its largest square: in the middle, or, if it has a mask, moved along
-    the longer side to hold the damage. Up to 2 GB of decoded images stay in memory.
+    An example is a square view of its photo, see dataset/windows.py. Up to 2 GB of decoded images stay in
+    memory.
     """
 
     def __init__(self, items: list[Item], classes: list[str], config: DataConfig, resolution: int,
@@ -75,6 +81,8 @@ class DefectDataset(torch.utils.data.Dataset):
         self.items, self.classes, self.config, self.resolution = items, classes, config, resolution
         self.channels = len(classes) if masks_by_class else 1
         self._cache: dict[int, tuple[np.ndarray, np.ndarray | None]] = {}
+        self.views = ItemViews(list(items), config.view, config.seed, resolution, self._own_damage)
+        self._last: tuple[int, Any] = -1, None
         self._room = CACHE_BYTES
         self.notes: list[str] = []  # on what was found and not used
 
@@ -84,7 +92,7 @@ class DefectDataset(torch.utils.data.Dataset):
     @property
     def varies(self) -> bool:
         """Whether an image's examples differ from epoch to epoch."""
-        return self.config.augment
+        return self.config.augment or self.views.vary
 
     def summary(self) -> str:
         """How many images there are of each class."""
@@ -93,7 +101,7 @@ class DefectDataset(torch.utils.data.Dataset):
 
     def warnings(self) -> list[str]:
         """One line for each thing that a user should know before training. Reads every mask once."""
-        return self.notes + findings(self.items)
+        return self.notes + findings(self.items, self.resolution, self.config.view)
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         """The example for (epoch, index), which is what the sampler of a DataLoader yields."""
@@ -103,11 +111,14 @@ class DefectDataset(torch.utils.data.Dataset):
     def example(self, index: int, epoch: int) -> dict[str, Any]:
         """image (3,R,R) in [-1,1] (or [0,1]), class_id, and with load_masks mask (1,R,R) in {0,1}; float32.
 
-        With masks_by_class the mask is (classes,R,R): all damage in the photo, not this example's alone.
-        Without augmentation it is the plain image, resized. Raises UserError where a file cannot be decoded
+        With masks_by_class the mask is (classes,R,R): all damage in the view, not this example's alone.
+        Without augmentation it is the plain view, resized. Raises UserError where a file cannot be decoded
         or a damaged image's mask is empty.
         """
         pixels, region = self._decoded(index)
+        box = self.window(index, epoch)
+        pixels = augmentation.prepare(pixels, box, self.resolution)
+        region = None if region is None else augmentation.prepare(region, box, self.resolution)
         if self.config.augment:
             rng = numpy_rng(self.config.seed, "augmentation", epoch, index)
             motion = augmentation.draw_motion(rng, self.config.orientation, region)
@@ -127,33 +138,48 @@ class DefectDataset(torch.utils.data.Dataset):
             example["mask"] = torch.from_numpy((mask >> bits & 1).astype(np.float32))
         return example
 
+    def window(self, index: int, epoch: int) -> Box:
+        """The square of an image that an epoch shows, (top, left, side)."""
+        return self.views.window(index, epoch)
+
     def preload(self) -> None:
         """Decode as many images as fit in memory, before workers that share them are forked.
 
         Raises UserError for the first that cannot be decoded.
         """
         for index in range(len(self)):
-            self._decoded(index)
-            if index not in self._cache:
+            size = sum(values.nbytes for values in self._decoded(index) if values is not None)
+            if size > self._room:
                 return
 
     def _decoded(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """The square image (S,S,3) uint8 and, with load_masks, where damage is (S,S), see _region."""
+        """The image (H,W,3) uint8 and, with load_masks or where a view depends on it, where damage is (H,W),
+        see _region. Shrunk by a whole factor where every view shows the shorter side and it is far too large.
+        """
         if index in self._cache:
             return self._cache[index]
+        if index == self._last[0]:
+            return self._last[1]
         item = self.items[index]
         image = read_image(item.image)
-        height, width = image.shape[:2]
-        region = self._region(item) if self.config.load_masks or height != width else None
-        box = augmentation.square_box(image.shape, region)
-        pixels = augmentation.prepare(image, box, self.resolution)
-        if region is not None:  # without load_masks it only chose the square
-            region = augmentation.prepare(region, box, self.resolution) if self.config.load_masks else None
-        size = pixels.nbytes + (0 if region is None else region.nbytes)
-        if size <= self._room:
-            self._cache[index] = pixels, region
+        region = self._region(item) if self.config.load_masks or not self.views.shown_whole(index) else None
+        factor = augmentation.shrink_factor(min(image.shape[:2]), self.resolution)
+        if self.config.view == "whole" and factor > 1:
+            image = augmentation.shrink(image, factor)
+            region = None if region is None else augmentation.shrink(region, factor)
+        self._last = index, (image, region)
+        size = image.nbytes + (0 if region is None else region.nbytes)
+        if size <= min(self._room, CACHED):
+            self._cache[index] = image, region
             self._room -= size
-        return pixels, region
+        return image, region
+
+    def _own_damage(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """As _decoded, but for the damage, which is the item's own, 0 or 1."""
+        image, region = self._decoded(index)
+        if region is None or self.channels == 1:
+            return image, region
+        return image, (region >> self.items[index].class_id & 1).astype(np.uint8)
 
     def _region(self, item: Item) -> np.ndarray | None:
         """The item's damage, (H,W) uint8; with masks_by_class all damage of its photo, a bit a class, int32.
@@ -186,6 +212,10 @@ def load_dataset(config: DataConfig, resolution: int | None = None,
     scan = scan_products(products)
     if config.load_masks:
         scan.problems += [f"{photo.image}: no mask, and only {GOOD} may have none; add it or remove the image"
+                          for photo in scan.photos if photo.mask is None and not is_good(photo.damage)]
+    elif config.view != "whole":
+        scan.problems += [f"--view {config.view}: {photo.image} has no mask to tell where its damage is; add "
+                          "one, or use --view whole"
                           for photo in scan.photos if photo.mask is None and not is_good(photo.damage)]
     if scan.problems:
         more = len(scan.problems) - 1

@@ -64,20 +64,24 @@ def close_box(mask: np.ndarray, extents: float, closest: int) -> tuple[int, int,
 
 
 def prepare(values: np.ndarray, box: tuple[int, int, int], resolution: int) -> np.ndarray:
-    """Cut `box` out of an image (H,W,3) or a mask (H,W); shrink it by a whole factor if it is far too big.
+    """Cut `box` out of an image (H,W,3) or a mask (H,W); `shrink` it by a whole factor if it is far too big.
 
-    At least 1.5 pixels remain for each one of `resolution`; `warp` resamples to the exact size. Images are
-    averaged; a mask keeps every pixel that touches the damage, so thin scratches survive.
+    At least 1.5 pixels remain for each one of `resolution`; `warp` resamples to the exact size.
     """
     top, left, side = box
-    factor = shrink_factor(side, resolution)
-    side -= side % factor
-    cut = values[top:top + side, left:left + side]
+    return shrink(values[top:top + side, left:left + side], shrink_factor(side, resolution))
+
+
+def shrink(values: np.ndarray, factor: int) -> np.ndarray:
+    """An image (H,W,3) or mask (H,W) by a whole factor; what remains at its end is cut off. Images are
+    averaged; a mask keeps every pixel that touches the damage, so thin scratches survive."""
+    height, width = (length // factor for length in values.shape[:2])
     if factor == 1:
-        return cut.copy()
+        return values.copy()
+    cut = values[:height * factor, :width * factor]
     if values.ndim == 3:
         return np.array(Image.fromarray(np.ascontiguousarray(cut)).reduce(factor))
-    return np.bitwise_or.reduce(cut.reshape(side // factor, factor, side // factor, factor), axis=(1, 3))
+    return np.bitwise_or.reduce(cut.reshape(height, factor, width, factor), axis=(1, 3))
 
 
 def _matrix(turns: int, flip: int, angle: float, zoom: float, shift: np.ndarray) -> np.ndarray:

@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dataset.augmentation import square_box
 from dataset.duplicates import Fingerprint, duplicates, fingerprint
-from dataset.findings import MaskLook, few, look_at, mask_findings, soft_note
+from dataset.findings import MaskLook, few, look_at, mask_findings, soft_note, view_advice
 from dataset.image_files import opened, read_image
 from dataset.layouts import Photo, find_products, is_good
-from dataset.masks import FEW_CELLS, latent_cells
+from dataset.masks import FEW_CELLS
 from dataset.placement_sheet import placement_sheet
 from dataset.scan import scan_products
 from runtime import files, pictures
@@ -59,18 +58,22 @@ def main(description: str, check_resolution: Callable[[int], int]) -> None:
 
 @dataclass
 class Look:
-    """What one photo and its mask showed. cells: the latent cells that the damage touches."""
+    """What one photo and its mask showed."""
 
     mask: MaskLook
     size: str
     mode: str
     fingerprint: Fingerprint
     thumbnail: Image.Image
-    cells: int
 
     @property
     def photo(self) -> Photo:
         return self.mask.photo
+
+    @property
+    def cells(self) -> int:
+        """The latent cells that the damage touches in a whole view."""
+        return self.mask.cells.get("whole", 0)
 
 
 def _look(photo: Photo, resolution: int) -> Look:
@@ -78,7 +81,6 @@ def _look(photo: Photo, resolution: int) -> Look:
     image, region = read_image(photo.image), photo.region()
     height, width = image.shape[:2]
     region = np.zeros((height, width), np.uint8) if region is None else region
-    top, left, side = square_box(image.shape, region)
     thumbnail = Image.fromarray(image)
     thumbnail.thumbnail((THUMBNAIL, THUMBNAIL))
     if region.any():
@@ -86,8 +88,8 @@ def _look(photo: Photo, resolution: int) -> Look:
         thumbnail = pictures.outline(thumbnail, np.asarray(marks))
     with opened(photo.image) as file:
         mode = file.mode
-    return Look(look_at(photo), f"{width}x{height}", mode, fingerprint(photo, image, region), thumbnail,
-                latent_cells(region[top:top + side, left:left + side], resolution))
+    return Look(look_at(photo, resolution), f"{width}x{height}", mode, fingerprint(photo, image, region),
+                thumbnail)
 
 
 def _missing_masks(photos: list[Photo]) -> list[str]:
@@ -111,7 +113,8 @@ def _numbers(looks: list[Look]) -> dict[str, Any]:
             "mask_values": sorted(set().union(*(look.mask.values for look in drawn))),
             "mask_pixels": spread([look.mask.pixels for look in drawn]),
             "mask_share": spread([look.mask.share for look in drawn]),
-            "latent_cells": spread([look.cells for look in drawn])}
+            "latent_cells": spread([look.cells for look in drawn]),
+            "latent_cells_close": spread([look.mask.cells["close"] for look in drawn])}
 
 
 def _common(counts: dict[str, int]) -> str:
@@ -126,12 +129,14 @@ def _class_lines(name: str, of: dict[str, Any], resolution: int) -> list[str]:
     lines = [f"{name}: {of['images']} images, {_common(of['sizes'])}, {_common(of['modes'])}; "
              f"{of['masks']} masks"]
     if values := of["mask_values"]:
-        pixels, share, cells = (" / ".join(format(value, form) for value in of[key]) for key, form in
-                                (("mask_pixels", ".0f"), ("mask_share", ".2%"), ("latent_cells", ".0f")))
+        pixels, share, cells, close = (
+            " / ".join(format(value, form) for value in of[key]) for key, form in
+            (("mask_pixels", ".0f"), ("mask_share", ".2%"), ("latent_cells", ".0f"),
+             ("latent_cells_close", ".0f")))
         lines += [f"    mask values {', '.join(map(str, values[:8]))}{' ...' if len(values) > 8 else ''}"
                   + (" (255: a plain mask, read as damage)" if values == [255] else ""),
                   f"    mask area, smallest / median / largest: {pixels} px, {share}, {cells} latent cells "
-                  f"at {resolution} px"]
+                  f"at {resolution} px, {close} with --view close"]
     return lines
 
 
@@ -170,7 +175,8 @@ def report(names: list[str], resolution: int, out: Path, as_json: bool = False) 
     found = {"resolution": resolution, "classes": {name: _numbers(group) for name, group in classes.items()},
              "smallest": [{"image": str(look.photo.image), "pixels": look.mask.pixels,
                            "share": look.mask.share, "latent_cells": look.cells} for look in smallest],
-             "notes": scan.notes + soft_note(masks) + few(scan.photos), "sheet": str(out) if looks else None,
+             "notes": [*scan.notes, *soft_note(masks), *few(scan.photos), *view_advice(masks, resolution)],
+             "sheet": str(out) if looks else None,
              "placements": placed and {"sheet": str(placements) if placed[0] else None, "placed": placed[0],
                                        "tried": placed[1]},
              "problems": list(dict.fromkeys(problems))}

@@ -4,30 +4,34 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from dataset.augmentation import square_box
+import numpy as np
+
 from dataset.image_files import size_of
 from dataset.layouts import GOOD, Photo, is_good
 from dataset.mask_files import inspect_mask, region_of, values_in
+from dataset.masks import SMALL_CELLS
+from dataset.windows import cells_of
 from runtime.errors import UserError
 
-# What is reported: a smaller share of the damage within the square that is trained on; of a damaged photo
-# without a mask, a smaller share of the photo; a larger share of damage in most photos of a class.
-KEPT, SEEN, MOST = 0.98, 0.75, 0.5
+# What is reported: of a damaged photo without a mask, a smaller share of the photo within one view; a larger
+# share of damage in most photos of a class; in half the photos of a class, a smaller share.
+SEEN, MOST, SMALL = 0.75, 0.5, 0.01
 
 
 @dataclass
 class MaskLook:
-    """What a photo's mask shows: its values, the damage in pixels and as a share of the photo, and the share
-    of it (without a mask, of the photo) that lies in the square that is trained on."""
+    """What a photo's mask shows: its values; the damage in pixels, as a share of the photo, and in the latent
+    cells of a whole and of a close view. seen: the share of the photo that a whole view shows."""
 
     photo: Photo
     values: list[int]
     soft: bool
     pixels: int
     share: float
-    kept: float
+    seen: float = 1.0
+    cells: dict[str, int] = field(default_factory=dict)
 
 
 def few(photos: list[Photo]) -> list[str]:
@@ -42,17 +46,37 @@ def few(photos: list[Photo]) -> list[str]:
     return lines
 
 
-def look_at(photo: Photo) -> MaskLook:
+def look_at(photo: Photo, resolution: int) -> MaskLook:
     """Read the mask of one photo. Raises UserError where that fails."""
     if photo.mask is None:
         width, height = size_of(photo.image)
         return MaskLook(photo, [], False, 0, 0.0, min(width, height) / max(width, height))
     values, soft = inspect_mask(photo.mask)
     region = region_of(values, photo.mask_value)
-    top, left, side = square_box(region.shape, region)
-    pixels, inside = int(region.sum()), int(region[top:top + side, left:left + side].sum())
+    pixels = int(region.sum())
     return MaskLook(photo, values_in(values), soft, pixels, pixels / region.size,
-                    inside / pixels if pixels else 1.0)
+                    cells={kind: cells_of(region, kind, resolution) for kind in ("whole", "close")})
+
+
+def view_advice(looks: Iterable[MaskLook], resolution: int) -> list[str]:
+    """For each product with damage that is small in a whole view, what another --view would give."""
+    products: dict[str, dict[str, list[MaskLook]]] = {}
+    for look in (look for look in looks if look.pixels):
+        products.setdefault(look.photo.product, {}).setdefault(look.photo.damage, []).append(look)
+    lines = []
+    for product, classes in products.items():
+        cells = {name: {kind: float(np.median([look.cells[kind] for look in group]))
+                        for kind in ("whole", "close")} for name, group in classes.items()}
+        shares = {name: float(np.median([look.share for look in group])) for name, group in classes.items()}
+        small = [name for name, of in cells.items()
+                 if of["whole"] < min(SMALL_CELLS, of["close"]) and shares[name] < SMALL]
+        if small:
+            name = min(small, key=lambda name: cells[name]["whole"])
+            lines.append(f"{product}: damage of {name} is {100 * shares[name]:.2g} % of the photo (median), "
+                         f"{cells[name]['whole']:.0f} latent cells at {resolution} px; in close views it is "
+                         f"{cells[name]['close']:.0f}: use --view "
+                         f"{'close' if len(small) == len(classes) else 'mixed'}")
+    return lines
 
 
 def mask_findings(looks: Iterable[MaskLook]) -> list[str]:
@@ -75,19 +99,16 @@ def _finding(look: MaskLook, inverted: bool) -> str | None:
     """What is wrong about one photo. inverted: its class has been said to be."""
     photo = look.photo
     if photo.mask is None:
-        if not is_good(photo.damage) and look.kept < SEEN:
-            return (f"{photo.image}: no mask tells where its damage is, and {1 - look.kept:.0%} of the photo "
-                    "lies outside the square that is trained on; add a mask, or cut the photo nearer to a "
-                    "square")
+        if not is_good(photo.damage) and look.seen < SEEN:
+            return (f"{photo.image}: no mask tells where its damage is, and a view, which is square, shows "
+                    f"{look.seen:.0%} of the photo, so perhaps none of it; add a mask, or cut the photo "
+                    "nearer to a square")
     elif is_good(photo.damage) and look.pixels:
         return f"{photo.mask}: marks damage on a {GOOD} image; empty it or move the image"
     elif not is_good(photo.damage) and not look.pixels:
         return f"{photo.mask}: empty, but its image is not {GOOD}; draw it or move the image"
     elif look.share > 0.9 and not inverted:
         return f"{photo.mask}: covers {look.share:.0%} of the image; is it inverted?"
-    elif look.kept < KEPT:
-        return (f"{photo.image}: {1 - look.kept:.0%} of its damage lies outside the square that is trained "
-                "on; cut the photo nearer to a square")
     return None
 
 
@@ -99,14 +120,15 @@ def soft_note(looks: Iterable[MaskLook]) -> list[str]:
             "to white is damage"] if soft else []
 
 
-def findings(photos: Iterable[Photo], most: int = 5) -> list[str]:
+def findings(photos: Iterable[Photo], resolution: int, view: str, most: int = 5) -> list[str]:
     """All of these lines about some photos; of those about single photos the first `most` and a count."""
     looks, lines = [], []
     for photo in dict.fromkeys(photos):
         try:
-            looks.append(look_at(photo))
+            looks.append(look_at(photo, resolution))
         except UserError as error:
             lines.append(str(error))
     lines += mask_findings(looks)
     more = [f"and {len(lines) - most} more lines: see python data.py doctor"] if len(lines) > most else []
-    return [*soft_note(looks), *lines[:most], *more]
+    advice = view_advice(looks, resolution) if view == "whole" else []
+    return [*soft_note(looks), *lines[:most], *more, *advice]

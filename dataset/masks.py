@@ -16,6 +16,7 @@ from torch import Tensor
 
 CELL = 8  # side of a latent cell in pixels
 FEW_CELLS = 4  # a mask of fewer latent cells is too small to be learnt well
+SMALL_CELLS = 16  # damage of fewer is better seen in close views
 MARGIN = 1 / 64  # of the hole beyond the mask, as a share of the image's side: 8 pixels of 512
 MARGINS = (1 / 128, 1 / 32)  # in training, varying along the edge, because drawn masks are inexact
 

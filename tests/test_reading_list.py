@@ -16,7 +16,7 @@ TRAINING = ("checkpoints.prompts sd.pretrained.weights training.batches training
             "training.step_noise")
 MAY_IMPORT = {
     "data": "dataset.augmentation dataset.classes dataset.findings dataset.image_files dataset.layouts "
-            "dataset.mask_files dataset.scan",
+            "dataset.item_views dataset.mask_files dataset.scan dataset.windows",
     "lora": "",
     **{f"sd.{name}": "sd.exact_shortcuts" for name in ("layers", "unet", "vae", "samplers", "guidance",
                                                        "controlnet", "inpainting")},

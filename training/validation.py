@@ -6,6 +6,7 @@ evaluate.py measures a finished checkpoint.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from data import DefectDataset
 from dataset.layouts import Photo
 from evaluation.comparison import FEWEST
 from evaluation.features import FeatureStore, read_square, resize
@@ -31,7 +33,8 @@ FOLDS = 5  # of the classifiers
 
 
 class Validator:
-    """DCA, FID and KID of previews against the training images, without augmentation.
+    """DCA, FID and KID of previews against the training images, without augmentation: their squares, or with
+    another --view than whole what the first epoch shows of them.
 
     The judges learn from these images as the base's VAE draws them. A score whose network has no weights here
     is reported once on stderr, and stays null.
@@ -42,9 +45,15 @@ class Validator:
                   for item in latents.items]
         label = np.array([item.class_id for item in latents.items])
         self.network = self.judges = None
+        views = None
+        if config.view != "whole":
+            dataset = DefectDataset(latents.items, latents.classes,
+                                    dataclasses.replace(config, augment=False), config.resolution)
+            views = [dataset.example(i, epoch=0)["image"] for i in range(len(dataset))]
         try:
             self.network = load_network(config.features, config.features_weights, latents.device)
-            self.training = FeatureStore(self.network, folder / "features")(photos)
+            self.training = (FeatureStore(self.network, folder / "features")(photos) if views is None
+                             else self._features([np.asarray(tensor_to_image(view)) for view in views]))
         except WeightsMissing as error:
             print(f"validation: no FID and KID: {error.short}; see --features", file=sys.stderr)
         if why := why_none(label, len(latents.classes)):
@@ -56,8 +65,10 @@ class Validator:
             print(f"validation: no DCA: {error.short}; see --judge", file=sys.stderr)
             return
         with latents.vae_on_device(), mixed_precision(config, latents.device):
-            bar = tqdm(photos, desc="through the VAE", unit="image", leave=False, disable=None)
-            drawn = [redrawn(latents.vae, read_square(photo, config.resolution)) for photo in bar]
+            plain = views or (read_square(photo, config.resolution) for photo in photos)
+            bar = tqdm(plain, desc="through the VAE", total=len(photos), unit="image", leave=False,
+                       disable=None)
+            drawn = [redrawn(latents.vae, square) for square in bar]
         squares = torch.stack([resize(np.asarray(picture), network.size) for picture in drawn])
         self.judges, answers = fit_judges(network, squares, label, latents.classes, FOLDS, config.seed,
                                           config.orientation)
@@ -76,9 +87,14 @@ class Validator:
             right = self.judges([squares]) == np.array(preview.class_id)
             scores |= {"dca": float(right.mean()), "ceiling": self.ceiling}
         if self.network is not None and min(len(pixels), len(self.training)) >= FEWEST:
-            squares = torch.stack([resize(image, self.network.size) for image in pixels])
-            vectors = torch.cat([self.network.trunk(part.to(self.network.device)).float().cpu()
-                                 for part in squares.split(16)]).numpy()
+            vectors = self._features(pixels)
             scores |= {"fid": frechet(vectors, self.training), "kid": mmd(vectors, self.training)[0]}
         return scores
 
+    @torch.no_grad()
+    def _features(self, pixels: list[np.ndarray]) -> np.ndarray:
+        """(len(pixels), dim) of pictures (R,R,3) uint8."""
+        assert self.network is not None
+        squares = torch.stack([resize(image, self.network.size) for image in pixels])
+        return torch.cat([self.network.trunk(part.to(self.network.device)).float().cpu()
+                          for part in squares.split(16)]).numpy()

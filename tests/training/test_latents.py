@@ -67,6 +67,14 @@ def test_with_a_variant_for_each_epoch_it_is_the_uncached_training(place: Place,
     assert sum(encoded) == 2 * 3 * 12
 
 
+def test_close_views_are_cached_exactly_and_apart(place: Place, encoded: list[int]) -> None:
+    every_step = losses(place, "--epochs", 2, "--view", "close", "--latent-variants", 0)
+    assert losses(place, "--epochs", 2, "--view", "close") == pytest.approx(every_step, rel=1e-5)
+    assert losses(place, "--epochs", 2) != pytest.approx(every_step, rel=1e-4)
+    assert len(caches()) == 2 and sum(encoded) == 3 * 2 * 12
+    assert train(place, "--epochs", 3, "--view", "close").failed_with("--view was whole, is close")
+
+
 def test_epochs_take_turns_and_noise_does_not_repeat(place: Place, encoded: list[int]) -> None:
     two = losses(place, "--epochs", 4, "--latent-variants", 2)
     assert sum(encoded) == 2 * 12 and len(set(two)) == len(two)

@@ -12,12 +12,11 @@ from bases import CPU, UNET, Outcome, Place, command, rows, write_base
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
-from trees import make_flat, make_product, picture, save
+from trees import make_flat, make_product, save
 
 import sd.pretrained.inpainting
 import train_inpaint
 from data import DataConfig
-from dataset import augmentation
 from dataset.masks import latent_mask
 from sampling.generation import inpaint_images
 from sd.inpainting import UNetInPicture, widen
@@ -140,23 +139,6 @@ def test_masks_of_few_cells_are_named(tmp_path: Path) -> None:
     [line] = dataset.warnings()
     assert "001_mask.png: covers 1 latent cells at 64 px" in line
     assert all(latent_mask(dataset[epoch, 1]["mask"][None]).sum() >= 1 for epoch in range(8))
-
-
-def test_no_hole_is_empty_where_damage_is_cut_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Photos damaged at both ends, and a crop in the middle, which shows none of it."""
-    monkeypatch.setattr(augmentation, "square_box", lambda *_: (0, 64, 64))
-    part = make_product(tmp_path / "part", ("good",), count=4)
-    for number in range(3):
-        mask = np.zeros((64, 192), np.uint8)
-        mask[20:30, 4:10] = mask[20:30, -10:-4] = 255
-        save(part / f"image/crack/{number}.png", picture(50 + number, (192, 64)))
-        save(part / f"mask/crack/{number}_mask.png", mask)
-    dataset = holes(part, augment=False)
-    for index, item in enumerate(dataset.items):
-        for epoch in range(8):
-            example = dataset[epoch, index]
-            assert example["hole"].any()
-            assert not example["mask"].any() or dataset.classes[item.class_id] == "good"
 
 
 def test_previews_paint_damage_into_photos_of_its_own_product(place: Place, nine: Path, tmp_path: Path,

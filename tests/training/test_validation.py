@@ -112,6 +112,12 @@ def test_previews_like_the_data_score_better(place: Place) -> None:
     assert scorer(good)["fid"] < scorer(noise)["fid"] and scorer(good)["kid"] < scorer(noise)["kid"]
 
 
+def test_close_views_are_compared_with_close_views(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validation, "read_square", None)  # the whole photos' squares are not used
+    assert train(place, *TINY, "--epochs", 1, "--view", "close").status == 0
+    assert all(isinstance(validations()[0]["validation"][name], float) for name in ("dca", "fid", "kid"))
+
+
 def test_rules() -> None:
     low = {"dca": 0.5, "fid": 9.0, "kid": 0.1, "ceiling": 1.0}
     high = {**low, "fid": 8.0, "kid": 0.2}
