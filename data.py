@@ -115,8 +115,8 @@ class DefectDataset(torch.utils.data.Dataset):
         Without augmentation it is the plain view, resized. Raises UserError where a file cannot be decoded
         or a damaged image's mask is empty.
         """
+        box = self.window(index, epoch)  # first, because it may decode another image
         pixels, region = self._decoded(index)
-        box = self.window(index, epoch)
         pixels = augmentation.prepare(pixels, box, self.resolution)
         region = None if region is None else augmentation.prepare(region, box, self.resolution)
         if self.config.augment:
@@ -160,6 +160,7 @@ class DefectDataset(torch.utils.data.Dataset):
             return self._cache[index]
         if index == self._last[0]:
             return self._last[1]
+        self._last = -1, None
         item = self.items[index]
         image = read_image(item.image)
         region = self._region(item) if self.config.load_masks or not self.views.shown_whole(index) else None

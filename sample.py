@@ -53,7 +53,7 @@ differently: in fp32 by at most one level of 255.
 
 # What a row of samples.jsonl means by a setting that it lacks.
 DEFAULTS = {**vars(SamplingConfig()), **asdict(Seams()), **ControlSettings()._asdict(), "lora_scale": 1.0,
-            "loras": [], "layout": "ds", "placement": "object"}
+            "loras": [], "layout": "ds", "placement": "object", "view": "whole", "crop": False}
 
 # What a layout lacks where the checkpoint draws no masks.
 MASKLESS = {"mvtec": "there is no ground_truth/, without which anomalib's MVTecAD reads nothing; its Folder "
@@ -108,7 +108,9 @@ class Config:
     mask_guidance: float | None = flag(None, "guidance scale over the mask; not 1 needs a checkpoint "
                                        "trained with --mask-dropout (default: the preset's, or 1)",
                                        group="quality", minimum=0)
-    crop: bool = flag(False, "paint a close view of the damage, for small masks", group="quality")
+    view: str | None = flag(None, "square in which a mask is painted: whole (the largest) or close (around "
+                            "the damage) (default: as the checkpoint was trained)", group="quality",
+                            choices=("whole", "close"), common=True)
     paste: bool = flag(True, "keep all pixels of the photo outside the mask and its seam",
                        group="quality")
     match_colour: bool = flag(False, "shift the painted colours to those of the photo around the mask",
@@ -212,7 +214,7 @@ def main() -> None:
                               drawing["guidance"], config.strength, config.guidance_interval)
     inputs = open_inputs(
         header, classes, config.seed, images=config.images, masks=config.masks,
-        seams=Seams(config.crop, config.paste, config.match_colour),
+        seams=Seams(config.paste, config.match_colour), view=config.view,
         control=control_settings(header, control, config.control_scale, drawing["mask_guidance"],
                                  drawing["guidance"]), jitter=config.mask_jitter)
     if config.placement_only:
@@ -233,7 +235,7 @@ def main() -> None:
                                      dtype=DTYPES[precision], loras=loras, control=control, fast=config.fast)
             if config.fast:
                 loaded.pack()
-            draw_all(batches_of(classes, config.per_class, config.batch_size, wanted),
+            draw_all(batches_of(classes, config.per_class, inputs.at_once(config.batch_size), wanted),
                      lambda batch: draw(loaded, inputs, sampling, batch), folder, set(wanted))
         if distributed.first():
             folder.finish(header, classes, config.per_class)

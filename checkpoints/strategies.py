@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-CONTROL_FLAGS = ("masks", "mask_jitter", "placement_only", "control_scale", "mask_guidance")
+CONTROL_FLAGS = ("masks", "mask_jitter", "view", "placement_only", "control_scale", "mask_guidance")
 
 
 class Strategy(NamedTuple):
@@ -24,5 +24,5 @@ class Strategy(NamedTuple):
 STRATEGIES = {
     "class": Strategy("train_class.py"),
     "inpaint": Strategy("train_inpaint.py", inpaints=True, flags=(
-        *CONTROL_FLAGS, "control", "images", "strength", "crop", "paste", "match_colour")),
+        *CONTROL_FLAGS, "control", "images", "strength", "paste", "match_colour")),
     "control": Strategy("train_controlnet.py", CONTROL_FLAGS, controls=True)}

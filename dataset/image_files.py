@@ -19,7 +19,8 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF")
 IMAGE_FOLDERS = ("image", "test", "train", "validation")  # of a product, in any layout
 DEPTHS = (8, 10, 12, 14, 16)  # bits that cameras deliver in 16-bit files
-MOST_PIXELS = Image.MAX_IMAGE_PIXELS or 0
+MOST_PIXELS = Image.MAX_IMAGE_PIXELS = 200_000_000  # Pillow's own limit is 89 million
+BAND = 1024  # rows that are copied at once, so that a large image is in memory once
 LITTER = ("thumbs.db", "desktop.ini")
 
 
@@ -166,8 +167,22 @@ def read_image(path: Path) -> np.ndarray:
         _refuse_dim_colour(path, image)
         if image.mode == "F":
             raise UserError(f"{path}: floating-point pixels; save it with 8 or 16 bits")
-        image = ImageOps.exif_transpose(image)
+        ImageOps.exif_transpose(image, in_place=True)
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return np.asarray(image.convert("RGB"))
+        pixels = np.empty((image.height, image.width, 3), np.uint8)
+        for top in range(0, image.height, BAND):
+            band = image.crop((0, top, image.width, min(top + BAND, image.height)))
+            pixels[top:top + BAND] = np.asarray(band.convert("RGB"))
+        return pixels
+
+
+def read_levels(path: Path) -> tuple[np.ndarray, int]:
+    """A photo as it is stored, turned as EXIF says, and its white level: grey of more than 8 bits as (H,W)
+    uint16, all others as read_image reads them. Raises UserError as read_image."""
+    with opened(path) as image:
+        deep = image.mode.startswith("I")
+    if not deep:
+        return read_image(path), 255
+    return _deep_levels(path).astype(np.uint16), 2 ** bits_used(path) - 1

@@ -9,6 +9,7 @@ Everything else (a heat map, a background that is not 0) is refused, naming the 
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ import numpy as np
 import scipy  # its parts are loaded when they are first used
 from PIL import Image, ImageOps
 
-from dataset.image_files import is_picture, opened, visible
+from dataset.image_files import BAND, is_picture, opened, visible
 from runtime.errors import UserError
 
 LARGEST_CLASS = 31  # smaller values are class numbers, whatever lies between them
@@ -59,14 +60,16 @@ def inspect_mask(path: Path) -> Mask:
     masks = []
     for file in mask_parts(path):
         with opened(file) as image:
-            jpeg, turned = image.format in ("JPEG", "MPO"), ImageOps.exif_transpose(image)
-            levels, coloured = _levels(turned)
+            jpeg = image.format in ("JPEG", "MPO")
+            ImageOps.exif_transpose(image, in_place=True)
+            levels, coloured = _levels(image)
         masks.append(_interpret(file, levels, coloured, jpeg))
     if not masks:
         raise UserError(f"{path}: a mask folder without masks; add them or remove it")
     if len({mask.values.shape for mask in masks}) > 1:
         raise UserError(f"{path}: masks of different sizes; make them equal")
-    return Mask(np.maximum.reduce([mask.values for mask in masks]), any(mask.soft for mask in masks))
+    joined = functools.reduce(np.maximum, (mask.values for mask in masks))
+    return Mask(joined, any(mask.soft for mask in masks))
 
 
 def _levels(image: Image.Image) -> tuple[np.ndarray, bool]:
@@ -109,7 +112,7 @@ def _interpret(path: Path, levels: np.ndarray, coloured: bool, jpeg: bool) -> Ma
     if levels.dtype.kind == "f" and (levels != np.round(levels)).any():
         raise UserError(f"{path}: floating-point values; save it with 8 bits, 0 where there is no damage")
     levels = levels.astype(np.int32)
-    counts = np.bincount(levels.ravel())
+    counts = counts_of(levels)
     different = np.count_nonzero(counts)
     block = 2 * BLOCK if coloured else BLOCK
     if high > LARGEST_CLASS and different > (2 if jpeg else 4) and _has_soft_edges(levels, counts, block):
@@ -152,7 +155,14 @@ def region_of(values: np.ndarray, mask_value: int | None) -> np.ndarray:
 
 def values_in(mask: np.ndarray) -> list[int]:
     """The values but 0 that occur in a mask (H,W), ascending."""
-    return [int(value) for value in np.flatnonzero(np.bincount(mask.ravel())) if value]
+    return [int(value) for value in np.flatnonzero(counts_of(mask)) if value]
+
+
+def counts_of(levels: np.ndarray) -> np.ndarray:
+    """How often each level occurs in (H,W), which need not be in memory a second time."""
+    most = int(levels.max()) + 1
+    return np.sum([np.bincount(levels[top:top + BAND].ravel(), minlength=most)
+                   for top in range(0, len(levels), BAND)], axis=0)
 
 
 def likeness(path: Path) -> int:

@@ -6,18 +6,19 @@ Beyond, every pixel is the photo's own, at the photo's own resolution.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 import scipy
 from PIL import Image
 
-from dataset.augmentation import IDENTITY, close_box, prepare, shrink_factor, square_box, warp, warp_mask
+from dataset.augmentation import IDENTITY, prepare, shrink_factor, square_box, warp, warp_mask
 from dataset.masks import MARGIN, grow, latent_cells
+from dataset.windows import Box, around, draw_window, middle_window, places_of
 from runtime.errors import UserError
 
-CROP = 3.0  # side of a close view, in extents of the damage
-CLOSEST = 4  # a close view is at least 1/4 of the photo's shorter side: closer looks like another product
+RING = 4  # margins from the mask to where the ring ends in which colours are compared
 
 
 class DoesNotFit(UserError):
@@ -35,14 +36,30 @@ class View(NamedTuple):
     region: np.ndarray  # (R,R) in {0,1}, the damage as the model sees it
 
 
-def make_view(photo: np.ndarray, mask: np.ndarray, resolution: int, name: str, *, close: bool = False,
-              whole: bool = False) -> View:
-    """The view of a photo (H,W,3) that holds its mask (H,W): the largest square, or a `close` one.
+def box_for(mask: np.ndarray, view: str, resolution: int, rng: np.random.Generator, *, whole: bool = False,
+            anywhere: bool = False) -> Box:
+    """The square in which a mask (H,W) is painted, as `view` shows damage in training (see windows.py).
 
-    Damage outside the square is cut off the mask. Raises DoesNotFit, naming the mask `name`, where nothing of
-    it remains, or, with `whole`, where it does not fit.
+    A close view is around one place of the mask, drawn by `rng`, or with `whole` around all of it; it lies in
+    the middle of the view, or, with `anywhere`, where it might in training.
     """
-    box = _box(mask, resolution, close)
+    if view == "whole" or not mask.any():
+        top, left, side = square_box(mask.shape, mask)
+        rest = side % shrink_factor(side, resolution)  # so that `prepare` leaves no remainder
+        return top + rest // 2, left + rest // 2, side - rest
+    places = [around(mask)] if whole else places_of(mask, view, resolution)
+    place = places[rng.integers(len(places))]
+    return (draw_window(rng, view, mask.shape, resolution, place) if anywhere
+            else middle_window(view, mask.shape, resolution, place))
+
+
+def make_view(photo: np.ndarray, mask: np.ndarray, box: Box, resolution: int, name: str, *,
+              whole: bool = False) -> View:
+    """The view in `box` of a photo (H,W,3) and its mask (H,W).
+
+    Damage outside is cut off the mask. Raises DoesNotFit, naming the mask `name`, where nothing of it
+    remains, or, with `whole`, where not all of it is inside.
+    """
     top, left, side = box
     inside = np.zeros_like(mask)
     inside[top:top + side, left:left + side] = mask[top:top + side, left:left + side]
@@ -54,33 +71,51 @@ def make_view(photo: np.ndarray, mask: np.ndarray, resolution: int, name: str, *
     return View(image, grow(region, MARGIN * resolution), inside, latent_cells(region), box, region)
 
 
-def _box(mask: np.ndarray, resolution: int, close: bool) -> tuple[int, int, int]:
-    """(top, left, side) of the view; the side is such that `prepare` shrinks it without a remainder."""
-    top, left, side = close_box(mask, CROP, CLOSEST) if close else square_box(mask.shape, mask)
-    rest = side % shrink_factor(side, resolution)
-    return top + rest // 2, left + rest // 2, side - rest
-
-
 def paste(photo: np.ndarray, view: View, painted: np.ndarray, *, seam: bool = True,
-          match_colour: bool = False) -> Image.Image:
-    """`painted` (R,R,3) uint8 put into its place in the photo (H,W,3); a grey photo stays grey.
+          match_colour: bool = False, white: int = 255) -> Image.Image:
+    """`painted` (R,R,3) uint8 put into its place in the photo; a grey photo stays grey.
 
-    seam: fade at the mask's margin; without, the whole square is the model's. match_colour: first shift the
-    painted image to the photo's mean colour in a ring outside the hole.
+    photo: (H,W,3) uint8, or grey (H,W) of levels up to `white`. seam: fade at the mask's margin; without, the
+    whole square is the model's. match_colour: first shift the painted image to the photo's mean colour in a
+    ring outside the hole.
     """
     top, left, side = view.box
-    place = np.s_[top:top + side, left:left + side]
-    picture = np.asarray(Image.fromarray(painted).resize((side, side), Image.Resampling.BICUBIC), np.float32)
-    there = photo[place].astype(np.float32)
-    away = scipy.ndimage.distance_transform_edt(view.mask[place] == 0) / max(1.0, MARGIN * side)  # in margins
-    if match_colour:
-        picture = _matched(picture, there, (away > 1) & (away < 4))
-    share = np.clip(1 - away, 0, 1)[..., None] if seam else 1.0
+    margin = max(1.0, MARGIN * side)
+    rows, columns = _changed(view, math.ceil((RING if match_colour else 1) * margin), seam)
+    there = photo[rows, columns].astype(np.float32) * np.float32(255 / white)
+    there = there if photo.ndim == 3 else there[..., None]
+    square = Image.fromarray(painted).resize((side, side), Image.Resampling.BICUBIC)
+    picture = np.asarray(square.crop((columns.start - left, rows.start - top, columns.stop - left,
+                                      rows.stop - top)), np.float32)
+    share = np.ones((*there.shape[:2], 1), np.float32)
+    if seam or match_colour:
+        away = scipy.ndimage.distance_transform_edt(view.mask[rows, columns] == 0) / margin  # in margins
+        picture = _matched(picture, there, (away > 1) & (away < RING)) if match_colour else picture
+        share = np.clip(1 - away, 0, 1)[..., None] if seam else share
+    mixed = np.clip(there + share * (picture - there), 0, 255)
     result = photo.copy()
-    result[place] = np.clip(there + share * (picture - there), 0, 255).round()
-    if (photo == photo[..., :1]).all():  # the mean of three equal levels is that level, exactly
-        result = result.mean(axis=2).round().astype(np.uint8)
+    if photo.ndim == 2:
+        levels = (mixed.mean(axis=2) * (white / 255)).round()
+        result[rows, columns] = np.where(share[..., 0] > 0, levels, result[rows, columns])
+        return Image.fromarray(result)
+    result[rows, columns] = mixed.round()
+    if all(np.array_equal(photo[..., 0], photo[..., i]) for i in (1, 2)):
+        # The mean of three equal levels is that level, exactly.
+        grey = result[..., 0].copy()
+        grey[rows, columns] = result[rows, columns].mean(axis=2).round()
+        return Image.fromarray(grey)
     return Image.fromarray(result)
+
+
+def _changed(view: View, reach: int, seam: bool) -> tuple[slice, slice]:
+    """The rows and columns of the photo that pasting reads: those within `reach` of the mask, or, without a
+    seam, of the whole square."""
+    top, left, side = view.box
+    if not seam:
+        return slice(top, top + side), slice(left, left + side)
+    first, start, end, stop = around(view.mask)
+    return (slice(max(top, first - reach), min(top + side, end + reach)),
+            slice(max(left, start - reach), min(left + side, stop + reach)))
 
 
 def _matched(picture: np.ndarray, there: np.ndarray, ring: np.ndarray) -> np.ndarray:

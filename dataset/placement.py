@@ -20,6 +20,7 @@ ROUGH = (2.0, 0.05)  # in the search, a good pose misses a perfect score by at m
 GOOD = (1.5, 0.02)  # so many times the best one's miss, and so much more; and after refinement
 VARIED = (1.5, 0.1)  # and after the jitter
 JITTER = 0.05  # in extents of the damage, and in radians
+POINTS = 1 << 26  # of a moved mask, looked up at once
 RULE = "surroundings"  # this rule's name in samples.jsonl; rows without one are of the rule before it
 
 
@@ -90,7 +91,13 @@ def move(mask: np.ndarray, motion: Motion, height: int, width: int) -> np.ndarra
     k = 1 + int(np.ceil(1 / scale))  # at least two points for each pixel of the mask and of the photo
     back = np.linalg.inv(motion.linear) / k
     offset = -k * back @ motion.shift
-    coefficients = (*back[0], offset[0], *back[1], offset[1])
-    points = Image.fromarray(mask).transform((width * k, height * k), Image.Transform.AFFINE, coefficients,
-                                             Image.Resampling.NEAREST)
-    return np.asarray(points).reshape(height, k, width, k).max(axis=(1, 3))
+    source, moved = Image.fromarray(mask), np.empty((height, width), mask.dtype)
+    rows = max(1, POINTS // (width * k * k))  # at once
+    for top in range(0, height, rows):
+        count = min(rows, height - top)
+        start = offset + back[:, 1] * top * k
+        coefficients = (*back[0], start[0], *back[1], start[1])
+        points = np.asarray(source.transform((width * k, count * k), Image.Transform.AFFINE, coefficients,
+                                             Image.Resampling.NEAREST))
+        moved[top:top + count] = points.reshape(count, k, width, k).max(axis=(1, 3))
+    return moved

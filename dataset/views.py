@@ -34,7 +34,7 @@ def view_of(photo: np.ndarray, damage: np.ndarray | None = None) -> View:
     small = np.asarray(Image.fromarray(photo).resize(size, Image.Resampling.BOX), np.float32)
     share = np.zeros(size[::-1], np.float32)
     if damage is not None:
-        share = np.asarray(Image.fromarray(damage.astype(np.float32)).resize(size, Image.Resampling.BOX))
+        share = np.asarray(Image.fromarray(damage).convert("F").resize(size, Image.Resampling.BOX))
     grey, region = small.mean(axis=2), find_object(small)
     edges = scipy.ndimage.gaussian_gradient_magnitude(grey, 1.0, mode="nearest")
     body = np.zeros_like(grey) if region is None else region

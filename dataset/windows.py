@@ -41,24 +41,32 @@ def places_of(region: np.ndarray | None, kind: str, resolution: int) -> list[Pla
     if region is None or not region.any():
         return []
     side = min(region.shape)
-    labels, _ = scipy.ndimage.label(region, np.ones((3, 3)))
+    top, left, bottom, right = around(region)
+    labels, _ = scipy.ndimage.label(region[top:bottom, left:right], np.ones((3, 3)))
     found = [piece for rows, columns in scipy.ndimage.find_objects(labels)
-             for piece in _pieces((rows.start, columns.start, rows.stop, columns.stop), side)]
+             for piece in _pieces((top + rows.start, left + columns.start, top + rows.stop,
+                                   left + columns.stop), side)]
     room = side if kind == "whole" else min(side, resolution / CLOSEST) / HELD
     along = int(region.shape[1] > region.shape[0])
-    left, groups = np.array(sorted(found, key=lambda place: (place[along], place))), []
-    while len(left):  # in the order of the longer side, so that as few as possible cover a strip
-        group, rest = left[0], []
+    rest, groups = np.array(sorted(found, key=lambda place: (place[along], place))), []
+    while len(rest):  # in the order of the longer side, so that as few as possible cover a strip
+        group, others = rest[0], []
         most = max(room, longer_side(group))
-        for place in left[1:]:
+        for place in rest[1:]:
             both = np.concatenate([np.minimum(group[:2], place[:2]), np.maximum(group[2:], place[2:])])
             if longer_side(both) <= most:
                 group = both
             else:
-                rest.append(place)
+                others.append(place)
         groups.append((int(group[0]), int(group[1]), int(group[2]), int(group[3])))
-        left = np.array(rest)
+        rest = np.array(others)
     return groups
+
+
+def around(region: np.ndarray) -> Place:
+    """The smallest place that holds all damage (H,W), of which there is some."""
+    rows, columns = (np.flatnonzero(region.any(axis=axis)) for axis in (1, 0))
+    return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
 
 
 def longer_side(place: np.ndarray | Place) -> int:

@@ -28,11 +28,16 @@ def draw_all(batches: list[list[Wanted]], draw_batch: Callable[[list[Wanted]], l
     """Each process draws every count-th batch; the first writes them all, in order."""
     with tqdm(total=len(wanted), unit="image", disable=None if distributed.first() else True) as bar:
         for start in range(0, len(batches), distributed.count()):
-            turn = batches[start:start + distributed.count()]
-            own = turn[distributed.rank()] if distributed.rank() < len(turn) else []
-            drawn = draw_batch([folder.drawn_as(pair) for pair in own]) if own else []
-            for batch, samples in zip(turn, distributed.gather(drawn), strict=False):
-                for pair, sample in zip(batch, samples, strict=True):
-                    if pair in wanted:
-                        folder.add(sample, *pair)
-                        bar.update()
+            _draw_turn(batches[start:start + distributed.count()], draw_batch, folder, wanted, bar)
+
+
+def _draw_turn(turn: list[list[Wanted]], draw_batch: Callable[[list[Wanted]], list[Sample]],
+               folder: SampleFolder, wanted: set[Wanted], bar: tqdm) -> None:
+    """One batch a process; its images are let go before others are drawn."""
+    own = turn[distributed.rank()] if distributed.rank() < len(turn) else []
+    drawn = draw_batch([folder.drawn_as(pair) for pair in own]) if own else []
+    for batch, samples in zip(turn, distributed.gather(drawn), strict=False):
+        for pair, sample in zip(batch, samples, strict=True):
+            if pair in wanted:
+                folder.add(sample, *pair)
+                bar.update()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from PIL import Image
 
 from dataset.image_files import read_image
@@ -28,13 +29,24 @@ def contact_sheet(shown: list[Shown], classes: list[str], per_class: int) -> Ima
     for damage in classes:
         those = [each for each in shown if each.row["class"] == damage
                  and each.row["number"] < min(per_class, COUNT)]
-        images = [Image.fromarray(read_image(each.image)) for each in those]
-        outlined = [outline(image, read_mask(each.mask))
+        images = [thumbnail(each.image) for each in those]
+        outlined = [outline_small(image, each.mask)
                     for image, each in zip(images, those, strict=True) if each.mask.exists()]
         for row, label in ((images, damage), (outlined, "its masks")):
-            for image in row:
-                image.thumbnail((SIDE, SIDE))
             if row:
                 rows.append(row)
                 labels.append(label)
     return grid(rows, labels)
+
+
+def thumbnail(file: Path) -> Image.Image:
+    """A picture of at most SIDE pixels; only one is in memory at its full size."""
+    image = Image.fromarray(read_image(file))
+    image.thumbnail((SIDE, SIDE))
+    return image
+
+
+def outline_small(image: Image.Image, mask: Path) -> Image.Image:
+    """A thumbnail with its mask outlined."""
+    marks = Image.fromarray((read_mask(mask) != 0).astype(np.uint8) * np.uint8(255))
+    return outline(image, np.asarray(marks.resize(image.size, Image.Resampling.BOX)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import sys
 from dataclasses import asdict, dataclass, field
@@ -18,25 +19,27 @@ from tqdm import tqdm
 from checkpoints.controlnet import ControlSettings
 from checkpoints.loading import CheckpointFile
 from checkpoints.metadata import Header
-from dataset.image_files import depth_notes, read_image
+from dataset.image_files import depth_notes, read_image, read_levels, size_of
 from dataset.layouts import is_good
 from dataset.masks import FEW_CELLS
-from dataset.paste import DoesNotFit, View, changes, make_view, paste
+from dataset.paste import DoesNotFit, View, box_for, changes, make_view, paste
 from dataset.placement import JITTER
 from dataset.scan import Scan, photos_and_masks
 from runtime import distributed
 from runtime.errors import UserError
 from runtime.files import sha256
 from runtime.pictures import tensor_to_image
+from runtime.seeds import numpy_rng
 from sampling.mask_bank import MaskBank, MaskFiles, open_masks
 from sampling.sample_folder import Sample, Wanted
+
+PIXELS = 1 << 27  # of all photos that are painted at once
 
 
 @dataclass(frozen=True)
 class Seams:
     """How the painted square goes back into the photo."""
 
-    crop: bool = False  # a close view of the damage, not the whole photo
     paste: bool = True  # only the damage, not the whole square
     match_colour: bool = False
 
@@ -48,7 +51,7 @@ class Input(NamedTuple):
     number: int
     region: np.ndarray | None = None  # (R,R) in {0,1}: the mask for a ControlNet
     mask: np.ndarray | None = None  # (H,W) in {0,1}: the mask to write beside the image
-    photo: np.ndarray | None = None  # (H,W,3) uint8, to paint into
+    file: Path | None = None  # the photo to paint into, which may be too large to keep
     view: View | None = None  # the square of the photo that is painted
     about: dict[str, Any] = {}  # for samples.jsonl
     rejected: tuple[str, ...] = ()  # why earlier masks did not fit
@@ -67,13 +70,14 @@ class Inputs:
     photos: list[Path] | None = None
     seams: Seams = Seams()
     control: ControlSettings | None = None
+    view: str = "whole"  # the square that a mask is painted in: whole or close
     _few: set[str] = field(default_factory=set)  # masks of few latent cells, already named
 
     @property
     def settings(self) -> dict[str, Any]:
         """What all images of a sample folder have in common."""
         photos = {**asdict(self.seams), "photos": content_digest(self.photos)} if self.photos else {}
-        masks = self.masks.settings if self.masks else {}
+        masks = {**self.masks.settings, "view": self.view} if self.masks else {}
         return {**photos, **masks, **(self.control._asdict() if self.control else {})}
 
     def digests(self) -> dict[str, tuple[str, str]]:
@@ -83,6 +87,11 @@ class Inputs:
         earlier = earlier_digest([*(self.photos or []), *self.masks.files()])
         return {name: (content_digest([*self.masks.files(name), *self.masks.sources(name)]), earlier)
                 for name in self.masks.classes}
+
+    def at_once(self, batch_size: int) -> int:
+        """How many images to draw at once, `batch_size` at most: of large photos fewer, to save memory."""
+        largest = max((math.prod(size_of(photo)) for photo in self.photos or []), default=1)
+        return max(1, min(batch_size, PIXELS // largest))
 
     def check(self, wanted: list[Wanted]) -> None:
         """Raises UserError, before anything is drawn, for a class of which no mask fits."""
@@ -113,18 +122,21 @@ class Inputs:
         placed = masks.place(damage, number, photo, attempt)
         name = below_here(placed.about["mask"])
         placed = placed._replace(about={**placed.about, "mask": name})
+        box = box_for(placed.mask, self.view, self.resolution, numpy_rng(masks.seed, "view", damage, number),
+                      whole=masks.whole, anywhere=photo is None)
         view = make_view(np.zeros((*placed.mask.shape, 3), np.uint8) if photo is None else photo, placed.mask,
-                         self.resolution, name, close=self.seams.crop, whole=masks.whole)
+                         box, self.resolution, name, whole=masks.whole)
         if photo is None:
             return Input(damage, number, view.region, view.region, about=placed.about)
         if view.cells < FEW_CELLS and name not in self._few:
             self._few.add(name)
             tqdm.write(f"{name}: covers {view.cells} of the model's latent cells, so its damage may hardly "
-                       f"show{'' if self.seams.crop else '; --crop looks closer'}", file=sys.stderr)
+                       f"show{'; --view close looks closer' if self.view == 'whole' else ''}",
+                       file=sys.stderr)
         about = {"photo": below_here(str(file)), **placed.about, "box": list(view.box), "cells": view.cells}
         good = is_good(damage)
-        return Input(damage, number, view.region * np.uint8(not good), None if good else view.mask, photo,
-                     view, about)
+        mask = None if good else view.mask
+        return Input(damage, number, view.region * np.uint8(not good), mask, file, view, about)
 
     def samples(self, prepared: list[Input], images: list[Tensor], before: list[Tensor]) -> list[Sample]:
         """One sample for each input, in order; images: (3,R,R) in [-1,1], those of the inputs that fit.
@@ -137,11 +149,12 @@ class Inputs:
 
     def _sample(self, given: Input, image: Image.Image, before: Image.Image) -> Sample:
         """The image itself, or the photo with the image pasted into it."""
-        if given.photo is None or given.view is None:
+        if given.file is None or given.view is None:
             return Sample(image, given.mask, given.about, given.rejected)
         painted = np.asarray(image)
-        result = paste(given.photo, given.view, painted, seam=self.seams.paste,
-                       match_colour=self.seams.match_colour)
+        photo, white = read_levels(given.file)
+        result = paste(photo, given.view, painted, seam=self.seams.paste,
+                       match_colour=self.seams.match_colour, white=white)
         about = {**given.about, **changes(np.asarray(before), painted, given.view.hole)}
         return Sample(result, given.mask, about, given.rejected)
 
@@ -155,8 +168,10 @@ def stacked_views(given: list[Input]) -> tuple[Tensor, Tensor]:
 
 
 def open_inputs(header: Header, classes: list[str], seed: int, *, images: str | None, masks: str | None,
-                seams: Seams, control: ControlSettings | None, jitter: float = JITTER) -> Inputs:
-    """--images and --masks of a checkpoint. Raises UserError for what is missing."""
+                seams: Seams, control: ControlSettings | None, jitter: float = JITTER,
+                view: str | None = None) -> Inputs:
+    """--images and --masks of a checkpoint, and --view, by default as it was trained; where that is mixed,
+    close. Raises UserError for what is missing."""
     if not header.strategy.takes_masks:
         return Inputs(header.resolution)
     photos = find_photos(images) if header.strategy.inpaints else None
@@ -165,7 +180,9 @@ def open_inputs(header: Header, classes: list[str], seed: int, *, images: str | 
     if photos and len(products) > 1 and distributed.first():
         print(f"--images {images}: damage of {', '.join(sorted(products))} is painted into these photos; "
               "--classes chooses the damage of their product", file=sys.stderr)
-    return Inputs(header.resolution, open_masks(masks, header, masked, seed, jitter), photos, seams, control)
+    view = view or ("whole" if header.config.get("view", "whole") == "whole" else "close")
+    return Inputs(header.resolution, open_masks(masks, header, masked, seed, jitter), photos, seams, control,
+                  view)
 
 
 def find_photos(folder: str | None) -> list[Path]:

@@ -107,7 +107,8 @@ class MaskBank:
         """The photo of a mask, at a small size."""
         key = item.image, item.mask, item.mask_value
         if key not in self._views:
-            self._views[key] = view_of(read_image(item.image), _region(item.mask, item.mask_value))
+            region = _region(item.mask, item.mask_value)  # first, because it needs the most memory
+            self._views[key] = view_of(read_image(item.image), region)
         return self._views[key]
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from dataset.image_files import read_image
 from runtime import distributed
 from runtime.errors import UserError
 from runtime.files import save_image
@@ -29,12 +30,16 @@ def show_placements(inputs: Inputs, classes: list[str], per_class: int, out: Pat
         return
     rows, labels, scores, lost, tried = [], [], dict[str, float | None](), Counter[str](), 0
     for damage in tqdm(classes, unit="class", desc="placing masks", disable=None):
-        given = [inputs.prepare(damage, number) for number in range(min(per_class, SHOWN))]
-        tried += sum(len(each.rejected) for each in given)
-        lost[damage] = sum(not each.fits for each in given)
-        found = [each.about["score"] for each in given if each.fits and "score" in each.about]
+        found, row = [], []
+        for number in range(min(per_class, SHOWN)):
+            each = inputs.prepare(damage, number)
+            tried += len(each.rejected)
+            lost[damage] += not each.fits
+            if each.fits:
+                found += [each.about["score"]] if "score" in each.about else []
+                row += [] if each.region is None else [_shown(each)]
         scores[damage] = round(float(np.median(found)), 4) if found else None
-        if row := [_shown(each) for each in given if each.fits and each.region is not None]:
+        if row:
             rows.append(row)
             labels.append(damage if scores[damage] is None else f"{damage}\nscore {scores[damage]:.2f}")
     if not rows:
@@ -54,11 +59,11 @@ def show_placements(inputs: Inputs, classes: list[str], per_class: int, out: Pat
 
 def _shown(given: Input) -> Image.Image:
     """The photo with the mask outlined; without a photo the mask alone."""
-    if given.photo is None or given.view is None:
+    if given.file is None or given.view is None:
         assert given.region is not None
         picture, mask = Image.fromarray(given.region * np.uint8(255)), np.zeros_like(given.region)
     else:
-        picture, mask = Image.fromarray(given.photo), given.view.mask
+        picture, mask = Image.fromarray(read_image(given.file)), given.view.mask
     shown = picture.convert("RGB")
     shown.thumbnail((SIDE, SIDE))
     marks = Image.fromarray(mask * np.uint8(255)).resize(shown.size, Image.Resampling.BOX)

@@ -10,8 +10,15 @@ from scipy.ndimage import distance_transform_edt
 from trees import picture
 
 from dataset.masks import MARGIN, grow
-from dataset.paste import changes, make_view, paste
+from dataset.paste import View, box_for, changes, make_view, paste
 from runtime.errors import UserError
+
+
+def seen(photo: np.ndarray, mask: np.ndarray, resolution: int, name: str, view: str = "whole", *,
+         whole: bool = False) -> View:
+    """The view of a mask on a photo."""
+    box = box_for(mask, view, resolution, np.random.default_rng(0), whole=whole)
+    return make_view(photo, mask, box, resolution, name, whole=whole)
 
 
 def spot(height: int, width: int, y: int, x: int, radius: int = 3) -> np.ndarray:
@@ -29,7 +36,7 @@ def test_beyond_the_seam_every_pixel_is_the_photos(height: int, width: int, y: f
     if grey:
         photo = photo[..., :1].repeat(3, axis=2)
     mask = spot(height, width, int(y * (height - 1)), int(x * (width - 1)))
-    view = make_view(photo, mask, 64, "a mask", close=close)
+    view = seen(photo, mask, 64, "a mask", "close" if close else "whole")
     top, left, side = view.box
     assert 0 <= top <= height - side and 0 <= left <= width - side
     assert view.image.shape == (64, 64, 3) and view.hole.shape == (64, 64) and view.mask.any()
@@ -44,7 +51,7 @@ def test_beyond_the_seam_every_pixel_is_the_photos(height: int, width: int, y: f
 
 def test_the_hole_covers_all_that_is_pasted() -> None:
     photo, mask = picture(0, (300, 300)), spot(300, 300, 120, 200, 11)
-    view = make_view(photo, mask, 128, "a mask")
+    view = seen(photo, mask, 128, "a mask")
     changed = (np.asarray(paste(photo, view, 255 - view.image)) != photo).any(axis=2)
     rows, columns = (np.indices((300, 300)) + 0.5) * 128 / 300
     near = grow(view.hole, 1)  # but for the model's own pixels, which are larger
@@ -53,25 +60,29 @@ def test_the_hole_covers_all_that_is_pasted() -> None:
 
 def test_a_close_view_is_nearer_but_not_too_near() -> None:
     photo, mask = picture(0, (640, 480)), spot(480, 640, 60, 600, 10)
-    whole, close = (make_view(photo, mask, 64, "a mask", close=near) for near in (False, True))
-    assert whole.box[2] == 480 and close.box[2] == 120 and close.cells > whole.cells
-    assert make_view(photo, spot(480, 640, 240, 320, 60), 64, "a mask", close=True).box[2] == 363
+    whole, close = (seen(photo, mask, 64, "a mask", view) for view in ("whole", "close"))
+    assert whole.box[2] == 480 and 32 <= close.box[2] <= 84 and close.cells > whole.cells
+    assert 182 <= seen(photo, spot(480, 640, 240, 320, 60), 64, "a mask", "close").box[2] <= 480
+    two = np.maximum(mask, spot(480, 640, 400, 30, 10))  # one place, drawn; of a given mask all of it
+    assert seen(photo, two, 64, "two", "close").mask.sum() == mask.sum()
+    with pytest.raises(UserError, match="two: its damage does not fit"):
+        seen(photo, two, 64, "two", "close", whole=True)
 
 
 def test_damage_beyond_the_square() -> None:
     photo, mask = picture(0, (300, 100)), np.zeros((100, 300), np.uint8)
     mask[50, 20:280] = 1
-    assert 90 <= make_view(photo, mask, 64, "long.png").mask.sum() <= 100  # a bank's mask is cut
+    assert 90 <= seen(photo, mask, 64, "long.png").mask.sum() <= 100  # a bank's mask is cut
     with pytest.raises(UserError, match=r"long\.png: its damage does not fit .* 100 pixels"):
-        make_view(photo, mask, 64, "long.png", whole=True)  # a given one is not
+        seen(photo, mask, 64, "long.png", whole=True)  # a given one is not
     ends = np.zeros_like(mask)
     ends[50, [2, 297]] = 1
-    assert make_view(photo, ends, 64, "ends.png").mask.sum() == 1  # one end, not the empty middle
+    assert seen(photo, ends, 64, "ends.png").mask.sum() == 1  # one end, not the empty middle
 
 
 def test_without_a_seam_the_whole_square_is_painted() -> None:
     photo, mask = picture(0, (96, 64)), spot(64, 96, 30, 50)
-    view = make_view(photo, mask, 64, "a mask")
+    view = seen(photo, mask, 64, "a mask")
     result = np.asarray(paste(photo, view, 255 - view.image, seam=False))
     top, left, side = view.box
     assert (result[top:top + side, left:left + side] == 255 - view.image).all()
@@ -81,7 +92,7 @@ def test_without_a_seam_the_whole_square_is_painted() -> None:
 
 def test_colours_are_matched_around_the_hole() -> None:
     photo, mask = np.full((64, 64, 3), (100, 120, 140), np.uint8), spot(64, 64, 32, 32, 8)
-    view = make_view(photo, mask, 64, "a mask")
+    view = seen(photo, mask, 64, "a mask")
     painted = np.full((64, 64, 3), (110, 120, 120), np.uint8)
     painted[mask > 0] = (210, 220, 220)
     plain, matched = (np.asarray(paste(photo, view, painted, match_colour=match)) for match in (False, True))
@@ -90,7 +101,7 @@ def test_colours_are_matched_around_the_hole() -> None:
 
 def test_changes_are_counted_where_they_are() -> None:
     photo, mask = picture(0, (64, 64)), spot(64, 64, 32, 32, 8)
-    view = make_view(photo, mask, 64, "a mask")
+    view = seen(photo, mask, 64, "a mask")
     assert changes(view.image, view.image, view.hole)["change"] == 0
     inside = view.image.astype(int)
     inside[view.hole > 0] += np.where(inside[view.hole > 0] > 127, -10, 10)

@@ -101,7 +101,8 @@ def test_the_layout_of_mvtec_ad(inpaint_run: Path, photos: Path) -> None:
     assert paint(inpaint_run, photos).failed_with("layout was mvtec")
 
 
-WAYS = {"close": ("--crop",), "pasted without a seam": ("--no-paste",), "other colours": ("--match-colour",),
+WAYS = {"close": ("--view", "close"), "pasted without a seam": ("--no-paste",),
+        "other colours": ("--match-colour",),
         "from the photo": ("--strength", 0.7), "by DPM-Solver": ("--strength", 0.7, "--sampler", "dpm++"),
         "ancestral": ("--sampler", "ddpm", "--strength", 0.7)}
 
@@ -154,7 +155,7 @@ def test_a_mask_of_few_cells_is_named(inpaint_run: Path, photos: Path) -> None:
     save(Path("masks/a.png"), mask)
     outcome = paint(inpaint_run, photos, "--masks", "masks", "--classes", "contamination")
     assert outcome.status == 0 and outcome.err.count("masks/a.png: covers 1 of") == 1
-    assert "--crop" in outcome.err
+    assert "--view close looks closer" in outcome.err
     assert opened("generated/mask/contamination/000_mask.png").sum() == 3
 
 
@@ -312,7 +313,8 @@ def test_other_kinds_have_no_use_for_photos(place: Place, tmp_path: Path,
     outcome = command(train_class.main, "--data", place.data, "--base", place.base, "--resolution", 64,
                       "--preview-every", 0, "--max-steps", 1, "--latent-variants", 0, "--out", "run")
     assert outcome.status == 0, outcome
-    for flags in (("--images", "x"), ("--masks", "x"), ("--crop",), ("--no-paste",), ("--strength", 0.5)):
+    for flags in (("--images", "x"), ("--masks", "x"), ("--view", "close"), ("--no-paste",),
+                  ("--strength", 0.5)):
         outcome = command(sample.main, "--ckpt", "run", *flags)
         assert outcome.failed_with(flags[0].replace("no-", ""), "kind 'class'")
     few = ("--per-class", 1, "--steps", 2)
