@@ -17,7 +17,7 @@ from dataset.item_views import ItemViews
 from dataset.layouts import GOOD, Photo, find_products, is_good, select_products
 from dataset.mask_files import read_mask, region_of
 from dataset.scan import scan_products
-from dataset.windows import VIEWS, Box
+from dataset.windows import VIEWS, Box, widened
 from runtime import errors
 from runtime.cli import flag
 from runtime.errors import UserError
@@ -117,15 +117,17 @@ class DefectDataset(torch.utils.data.Dataset):
         """
         box = self.window(index, epoch)  # first, because it may decode another image
         pixels, region = self._decoded(index)
+        motion = augmentation.IDENTITY
+        rng = numpy_rng(self.config.seed, "augmentation", epoch, index)
+        if self.config.augment:
+            cut = None if region is None else augmentation.prepare(region, box, self.resolution)
+            motion = augmentation.draw_motion(rng, self.config.orientation, cut)
+            wide = widened(box, pixels.shape)
+            motion, box = motion * (box[2] / wide[2]), wide
         pixels = augmentation.prepare(pixels, box, self.resolution)
         region = None if region is None else augmentation.prepare(region, box, self.resolution)
-        if self.config.augment:
-            rng = numpy_rng(self.config.seed, "augmentation", epoch, index)
-            motion = augmentation.draw_motion(rng, self.config.orientation, region)
-            image = augmentation.relight(augmentation.warp(pixels, motion, self.resolution), rng)
-        else:
-            motion = augmentation.IDENTITY
-            image = augmentation.warp(pixels, motion, self.resolution).astype(np.float32) / 255
+        image = augmentation.warp(pixels, motion, self.resolution)
+        image = augmentation.relight(image, rng) if self.config.augment else image.astype(np.float32) / 255
         if self.config.normalize_to_neg1_pos1:
             image = image * 2 - 1
         # In numpy: torch's threads would compete with the training step for the cores.

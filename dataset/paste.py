@@ -73,7 +73,7 @@ def make_view(photo: np.ndarray, mask: np.ndarray, box: Box, resolution: int, na
 
 def paste(photo: np.ndarray, view: View, painted: np.ndarray, *, seam: bool = True,
           match_colour: bool = False, white: int = 255) -> Image.Image:
-    """`painted` (R,R,3) uint8 put into its place in the photo; a grey photo stays grey.
+    """`painted` (R,R,3) uint8 put into its place in the photo, which is changed; a grey photo stays grey.
 
     photo: (H,W,3) uint8, or grey (H,W) of levels up to `white`. seam: fade at the mask's margin; without, the
     whole square is the model's. match_colour: first shift the painted image to the photo's mean colour in a
@@ -93,18 +93,16 @@ def paste(photo: np.ndarray, view: View, painted: np.ndarray, *, seam: bool = Tr
         picture = _matched(picture, there, (away > 1) & (away < RING)) if match_colour else picture
         share = np.clip(1 - away, 0, 1)[..., None] if seam else share
     mixed = np.clip(there + share * (picture - there), 0, 255)
-    result = photo.copy()
     if photo.ndim == 2:
         levels = (mixed.mean(axis=2) * (white / 255)).round()
-        result[rows, columns] = np.where(share[..., 0] > 0, levels, result[rows, columns])
-        return Image.fromarray(result)
-    result[rows, columns] = mixed.round()
+        photo[rows, columns] = np.where(share[..., 0] > 0, levels, photo[rows, columns])
+        return Image.fromarray(photo)
     if all(np.array_equal(photo[..., 0], photo[..., i]) for i in (1, 2)):
-        # The mean of three equal levels is that level, exactly.
-        grey = result[..., 0].copy()
-        grey[rows, columns] = result[rows, columns].mean(axis=2).round()
-        return Image.fromarray(grey)
-    return Image.fromarray(result)
+        photo = photo[..., 0].copy()
+        photo[rows, columns] = mixed.round().mean(axis=2).round()
+        return Image.fromarray(photo)
+    photo[rows, columns] = mixed.round()
+    return Image.fromarray(photo)
 
 
 def _changed(view: View, reach: int, seam: bool) -> tuple[slice, slice]:

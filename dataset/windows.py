@@ -23,6 +23,7 @@ CLOSEST = 2.0  # pixels of the model for one of the photo, at most
 HELD = 1.5  # side of the closest view, in extents of the damage
 SEEN = 2  # latent cells across which damage shows in the widest of the close views
 TURNS = 10**6
+BORDER = 0.12  # of a view's side, to each side: turned, moved and zoomed out, augmentation reads no farther
 
 Box = tuple[int, int, int]  # (top, left, side) of a square, in pixels
 Place = tuple[int, int, int, int]  # (top, left, bottom, right) around damage
@@ -131,6 +132,14 @@ def draw_window(rng: np.random.Generator, kind: str, shape: tuple[int, ...], res
     side = int(low * (high / low) ** rng.uniform())
     top, left = (int(rng.integers(*_starts(side, place[i], place[i + 2], shape[i]))) for i in (0, 1))
     return top, left, side
+
+
+def widened(box: Box, shape: tuple[int, ...]) -> Box:
+    """The box with a border on all sides, as far as the photo (H,W,..) reaches and augmentation looks: what
+    turns into view is then the photo's own, not mirrored."""
+    top, left, side = box
+    border = min(math.ceil(BORDER * side), top, left, shape[0] - top - side, shape[1] - left - side)
+    return top - border, left - border, side + 2 * border
 
 
 def _starts(side: int, first: int, end: int, length: int) -> tuple[int, int]:

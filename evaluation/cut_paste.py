@@ -115,7 +115,7 @@ def compose(damaged: Photo, good: list[Photo], resolution: int, orientation: str
     over = warp(square, _after(motion, placed, len(square), len(under)), resolution)
     below = warp(under, motion, resolution)
     view = View(below, mask, mask, 0, (0, 0, resolution), mask)
-    return (np.asarray(paste(below, view, over)) if mask.any() else below), mask, below
+    return (np.asarray(paste(below.copy(), view, over)) if mask.any() else below), mask, below
 
 
 def _after(motion: np.ndarray, placed: Motion, source: int, target: int) -> np.ndarray:

@@ -79,6 +79,7 @@ class MaskBank:
     def photo_for(self, damage: str, number: int, photos: list[Path], attempt: int = 0) -> Path:
         """The photo for mask `number` of a class: each is used before any is used again, but for those on
         which a mask finds no place."""
+        self._view(self._item(damage, number, attempt))  # so that one photo is in memory at a time
         return photos[(shuffled(len(photos), self.seed, "photo", damage, number=number) + attempt)
                       % len(photos)]
 
@@ -87,9 +88,7 @@ class MaskBank:
 
         Raises DoesNotFit, or UserError for a file that cannot be read.
         """
-        items = self.items[damage]
-        first = shuffled(len(items), self.seed, "mask", damage, number=number)
-        item = items[(first + attempt // PHOTOS) % len(items)]
+        items, item = self.items[damage], self._item(damage, number, attempt)
         mask = _region(item.mask, item.mask_value)
         layout = items[(shuffled(len(items), self.seed, "layout", damage, number=number) + attempt)
                        % len(items)]
@@ -102,6 +101,12 @@ class MaskBank:
                              "if this happens often, look with --placement-only, and give more photos of "
                              "this product, or other --masks")
         return Placed(placed, {"mask": str(item.mask), "score": motion.score, "transform": motion.about})
+
+    def _item(self, damage: str, number: int, attempt: int) -> Item:
+        """The photo whose mask is placed."""
+        items = self.items[damage]
+        first = shuffled(len(items), self.seed, "mask", damage, number=number)
+        return items[(first + attempt // PHOTOS) % len(items)]
 
     def _view(self, item: Item) -> View:
         """The photo of a mask, at a small size."""

@@ -41,7 +41,7 @@ def test_beyond_the_seam_every_pixel_is_the_photos(height: int, width: int, y: f
     assert 0 <= top <= height - side and 0 <= left <= width - side
     assert view.image.shape == (64, 64, 3) and view.hole.shape == (64, 64) and view.mask.any()
     painted = 255 - picture(1, (64, 64))
-    result = np.asarray(paste(photo, view, painted))
+    result = np.asarray(paste(photo.copy(), view, painted))
     assert result.shape == ((height, width) if grey else photo.shape)
     result = result[..., None].repeat(3, axis=2) if grey else result
     beyond = distance_transform_edt(view.mask == 0) >= max(1, MARGIN * side)
@@ -52,7 +52,7 @@ def test_beyond_the_seam_every_pixel_is_the_photos(height: int, width: int, y: f
 def test_the_hole_covers_all_that_is_pasted() -> None:
     photo, mask = picture(0, (300, 300)), spot(300, 300, 120, 200, 11)
     view = seen(photo, mask, 128, "a mask")
-    changed = (np.asarray(paste(photo, view, 255 - view.image)) != photo).any(axis=2)
+    changed = (np.asarray(paste(photo.copy(), view, 255 - view.image)) != photo).any(axis=2)
     rows, columns = (np.indices((300, 300)) + 0.5) * 128 / 300
     near = grow(view.hole, 1)  # but for the model's own pixels, which are larger
     assert near[rows.astype(int), columns.astype(int)][changed].all() and changed.sum() >= mask.sum()
@@ -83,7 +83,7 @@ def test_damage_beyond_the_square() -> None:
 def test_without_a_seam_the_whole_square_is_painted() -> None:
     photo, mask = picture(0, (96, 64)), spot(64, 96, 30, 50)
     view = seen(photo, mask, 64, "a mask")
-    result = np.asarray(paste(photo, view, 255 - view.image, seam=False))
+    result = np.asarray(paste(photo.copy(), view, 255 - view.image, seam=False))
     top, left, side = view.box
     assert (result[top:top + side, left:left + side] == 255 - view.image).all()
     assert (result[:, :left] == photo[:, :left]).all()
@@ -95,7 +95,8 @@ def test_colours_are_matched_around_the_hole() -> None:
     view = seen(photo, mask, 64, "a mask")
     painted = np.full((64, 64, 3), (110, 120, 120), np.uint8)
     painted[mask > 0] = (210, 220, 220)
-    plain, matched = (np.asarray(paste(photo, view, painted, match_colour=match)) for match in (False, True))
+    plain, matched = (np.asarray(paste(photo.copy(), view, painted, match_colour=match))
+                      for match in (False, True))
     assert (plain[32, 32] == (210, 220, 220)).all() and (matched[32, 32] == (200, 220, 240)).all()
 
 

@@ -15,7 +15,7 @@ from data import DataConfig, DefectDataset, load_dataset
 from dataset.augmentation import draw_motion, prepare, relight, warp, warp_mask
 from dataset.image_files import read_image
 from dataset.masks import latent_cells
-from dataset.windows import cells_of, longer_side, moved_place, places_of
+from dataset.windows import BORDER, cells_of, longer_side, moved_place, places_of, widened
 from runtime.errors import UserError
 from runtime.seeds import numpy_rng
 from training.holes import load_holes
@@ -206,3 +206,13 @@ def test_a_moved_place() -> None:
     assert moved_place((10, 20, 30, 60), turn, np.array([100.0, 5.0]), (100, 200)) == (25, 70, 65, 90)
     assert moved_place((10, 20, 30, 60), np.eye(2), np.array([500.0, 0.0]), (100, 200)) is None
     assert moved_place((0, 0, 10, 90), 2 * np.eye(2), np.zeros(2), (50, 200)) == (0, 65, 20, 115)
+
+
+def test_what_turns_into_view_is_the_photos_own() -> None:
+    """Augmentation reads no farther than the border that is added, where the photo has it."""
+    for seed in range(200):
+        corners = np.array([(x, y) for x in (-1, 1) for y in (-1, 1)])
+        motion = draw_motion(numpy_rng(seed), "any")
+        assert np.abs(corners @ motion[:, :2].T + motion[:, 2]).max() <= 1 + 2 * BORDER
+    assert widened((100, 200, 50), (400, 400)) == (94, 194, 62)
+    assert widened((3, 200, 50), (400, 400)) == (0, 197, 56) and widened((0, 0, 90), (90, 90)) == (0, 0, 90)

@@ -99,8 +99,8 @@ def test_deep_photos_keep_their_bits(bits: int, inpaint_run: Path, tmp_path: Pat
         assert image[mask].max() < 2**bits and image[mask].max() > 2**(bits - 4)
 
 
-def test_a_large_photo_is_in_memory_twice_at_most(tmp_path: Path) -> None:
-    """Its pixels and the result, beside masks and what is near the damage; Pillow's memory is not counted."""
+def test_a_large_photo_is_in_memory_once(tmp_path: Path) -> None:
+    """Beside masks and what is near the damage; Pillow's memory is not counted."""
     size = (4000, 3000)
     file, mask = save(tmp_path / "large.png", picture(0, size)), np.zeros(size[::-1], np.uint8)
     mask[2500:2520, 3000:3060] = 1
@@ -112,11 +112,12 @@ def test_a_large_photo_is_in_memory_twice_at_most(tmp_path: Path) -> None:
     del photo
     tracemalloc.reset_peak()
     photo, white = read_levels(file)
+    before = photo[2500:2520, 3000:3060].copy()
     result = np.asarray(paste(photo, view, 255 - view.image, white=white).crop((3000, 2500, 3060, 2520)))
     pasting = tracemalloc.get_traced_memory()[1] / photo.nbytes
     tracemalloc.stop()
-    assert (result != photo[2500:2520, 3000:3060]).any()
-    assert reading < 2 and pasting < 3
+    assert (result != before).any()
+    assert max(reading, pasting) < 2.2  # 1, and a third for each mask and comparison
 
 
 def test_of_damages_far_apart_a_close_view_paints_one() -> None:
