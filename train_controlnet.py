@@ -11,9 +11,9 @@ from torch import Tensor
 
 from checkpoints.controlnet import new_control, to_condition, trained_control
 from checkpoints.loading import base_of, load_checkpoint, read_checkpoint
-from checkpoints.metadata import ControlHeader, Header
+from checkpoints.metadata import ControlHeader, Header, trained_with
 from checkpoints.prompts import contexts_for
-from data import DefectDataset, load_dataset
+from data import DataConfig, DefectDataset, load_dataset
 from runtime import errors
 from runtime.cli import changed, flag, parse
 from runtime.device import DTYPES, autocast
@@ -92,6 +92,10 @@ def take_over(config: Config, path: Path, header: Header) -> None:
     if config.resolution not in (0, header.resolution):
         raise UserError(f"--resolution {config.resolution}: {path} was trained at {header.resolution}; omit "
                         "the flag, or retrain that checkpoint")
+    view = trained_with(header, DataConfig).view
+    if view not in (config.view, "mixed"):
+        raise UserError(f"--view {config.view}: {path} was trained with --view {view}, at which scale it "
+                        f"draws; give --view {view}")
     if config.class_dropout > 0 and not header.has_null:
         raise UserError(f"--class-dropout {config.class_dropout:g}: {path} was trained without, so it has no "
                         "null class; retrain it with --class-dropout 0.1, or omit the flag")

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from trees import make_flat, make_product
 
+import sample
 import train_controlnet
 from checkpoints import adapter
 from checkpoints.adapter import read_adapter
@@ -283,6 +284,7 @@ def test_class_checkpoints_that_do_not_fit(place: Place, stage_a: Path, tmp_path
     outcome = train_control(place, stage_a, "--base", other_base)
     assert outcome.failed_with("adapter.safetensors", "other weights", "--base")
     assert train_control(place, stage_a, "--resolution", 128).failed_with("--resolution 128", "trained at 64")
+    assert train_control(place, stage_a, "--view", "close").failed_with("--view close", "give --view whole")
     assert train_control(place, stage_a, "--data", make_product(tmp_path / "product")).failed_with(
         "--data", "crack, dent, good", "broken_large, broken_small, contamination, good")
     order = ["broken_small=0", "broken_large=1", "contamination=2", "good=3"]
@@ -321,3 +323,17 @@ def test_a_checkpoint_with_tensors_missing(place: Place, stage_a: Path) -> None:
     with pytest.raises(Exception, match=r"less\.safetensors: does not fit this model: "
                                         r"control\.controlnet_mid_block\.bias missing"):
         loaded("less.safetensors")
+
+
+def test_close_views_are_learnt_and_drawn(place: Place, tmp_path: Path,
+                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    """From strategy A to images: masks are as large and as anywhere as in training."""
+    monkeypatch.chdir(tmp_path)
+    stage_a = train_stage_a(place, Path("a"), "--view", "close")
+    assert train_control(place, stage_a, "--out", "b", "--max-steps", 1, "--view", "close").status == 0
+    outcome = command(sample.main, "--ckpt", "b", "--classes", "contamination", "--per-class", 4,
+                      "--steps", 1)
+    assert outcome.status == 0, outcome
+    noted = rows(Path("generated/samples.jsonl"))
+    assert {row["view"] for row in noted} == {"close"}
+    assert train_control(place, stage_a, "--out", "c", "--max-steps", 1).failed_with("give --view close")
