@@ -36,24 +36,51 @@ def keep_mask(x: Tensor, p: float, keys: Sequence[int]) -> Tensor:
     return (bits.view(torch.int16)[:, :size] >= round(p * 2**16) - 2**15).view(x.shape)
 
 
+def _cast(tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """All in `dtype`, by one launch on a GPU."""
+    if all(x.dtype == dtype for x in tensors):
+        return tensors
+    made = [torch.empty_like(x, dtype=dtype) for x in tensors]
+    torch._foreach_copy_(made, tensors)
+    return made
+
+
+class _Divided(torch.autograd.Function):
+    """weights[i] / divisors[i] in `dtype`, of any number of weights in few launches; computed in fp32."""
+
+    @staticmethod
+    def forward(ctx: Any, dtype: torch.dtype, divisors: Sequence[float], *weights: Tensor
+                ) -> tuple[Tensor, ...]:
+        ctx.divisors = divisors
+        ctx.set_materialize_grads(False)  # a weight without influence gets no gradient, not one of zeros
+        return tuple(_cast(list(torch._foreach_div(weights, divisors)), dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        there = [(g, d) for g, d in zip(gradients, ctx.divisors, strict=True) if g is not None]
+        found = iter(torch._foreach_div(_cast([g for g, _ in there], torch.float32), [d for _, d in there]))
+        return None, None, *(None if g is None else next(found) for g in gradients)
+
+
 class _DroppedOut(torch.autograd.Function):
-    """A dropout(x). It saves x, as other layers do, and the mask; lean draws the mask again in backward."""
+    """A (keep * x). It saves x, as other layers do, and the mask; lean draws the mask again in backward."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, A: Tensor, p: float, keys: Sequence[int], lean: bool) -> Tensor:
         keep = keep_mask(x, p, keys)
         ctx.save_for_backward(x, A, None if lean else keep)
         ctx.p, ctx.keys = p, keys
-        return F.linear(torch.where(keep, x, 0), (A / (1 - p)).to(x.dtype))  # A is smaller than x
+        return F.linear(x * keep, A)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, A, keep = ctx.saved_tensors
         keep = keep_mask(x, ctx.p, ctx.keys) if keep is None else keep
-        kept = torch.where(keep, x, 0).reshape(-1, x.shape[-1]).to(gradient.dtype)
-        for_A = (gradient.reshape(-1, gradient.shape[-1]).T @ kept).to(A.dtype) / (1 - ctx.p)
-        for_x = torch.where(keep, gradient @ (A / (1 - ctx.p)).to(gradient.dtype), 0)
+        kept, dtype = (x * keep).reshape(-1, x.shape[-1]), gradient.dtype  # of autocast, if that is on
+        for_A = gradient.reshape(-1, len(A)).T @ kept.to(dtype)
+        for_x = (gradient @ A.to(dtype)).mul_(keep) if ctx.needs_input_grad[0] else None
         return for_x, for_A, None, None, None
 
 
@@ -73,6 +100,7 @@ class LoRALinear(nn.Linear):
         self.weight, self.bias = base.weight, base.bias
         self.rank, self.alpha, self.dropout, self.strength = rank, alpha, dropout, 1.0
         self.keys: list[int] = []  # seeds of the dropout, one an image; [] for torch's global generator
+        self.divided: tuple[Sequence[Tensor], int] | None = None  # of `divide`: A and B, and their version
         A = torch.empty(rank, base.in_features, dtype=torch.float32, device="cpu")
         nn.init.kaiming_uniform_(A, a=math.sqrt(5), generator=rng)
         B = torch.zeros(base.out_features, rank, dtype=torch.float32, device="cpu")  # so B A starts at 0
@@ -87,19 +115,33 @@ class LoRALinear(nn.Linear):
         """The factor of B A."""
         return self.strength * self.alpha / self.rank
 
+    @property
+    def divisors(self) -> tuple[float, float]:
+        """In training scale * B A dropout(x) is (B / second) (A / first) (keep * x): x is not scaled."""
+        return 1 - self.dropout, 1 / self.scale
+
+    def _divided(self, dtype: torch.dtype) -> Sequence[Tensor]:
+        """A and B by their divisors, in `dtype`; those of `divide` while the weights are as they were."""
+        weights = self.lora_A.weight, self.lora_B.weight
+        version = sum(weight._version for weight in weights)
+        if self.divided and self.divided[1] == version and self.divided[0][0].dtype == dtype:
+            return self.divided[0]
+        return _Divided.apply(dtype, self.divisors, *weights)
+
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out), computed in the dtype of x."""
-        y, A, B, p = super().forward(x), self.lora_A.weight, self.lora_B.weight, self.dropout
+        y, p = super().forward(x), self.dropout * self.training
         if self.strength == 0:
             return y
-        if not self.training or not p:
-            h = F.linear(x, A.to(x.dtype))
-        else:
-            # Drawn on the CPU, whose generator activation checkpointing restores before it recomputes.
-            keys = self.keys or [int(torch.randint(2**62, ()))]
-            h = (_DroppedOut.apply(x, A, p, keys, self.lean) if self.fast else
-                 F.linear(x * (keep_mask(x, p, keys) / (1 - p)).to(x.dtype), A.to(x.dtype)))
-        return torch.add(y, F.linear(h, B.to(h.dtype)), alpha=self.scale)
+        # Drawn on the CPU, whose generator activation checkpointing restores before it recomputes.
+        keys = (self.keys or [int(torch.randint(2**62, ()))]) if p else []
+        if self.fast and self.training:
+            A, B = self._divided(y.dtype)
+            h = _DroppedOut.apply(x, A, p, keys, self.lean) if p else F.linear(x, A)
+            return torch.addmm(y.reshape(-1, len(B)), h.reshape(-1, len(A)), B.T).view_as(y)
+        dropped = x * (keep_mask(x, p, keys) / (1 - p)).to(x.dtype) if p else x
+        h = F.linear(dropped, self.lora_A.weight.to(x.dtype))
+        return torch.add(y, F.linear(h, self.lora_B.weight.to(h.dtype)), alpha=self.scale)
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
@@ -143,6 +185,18 @@ def seed_dropout(model: nn.Module, keys: Sequence[int]) -> None:
     """Seed the dropout of the next batch. keys: one an image; its masks are then the same in any batch."""
     for name, layer in adapters(model):
         layer.keys = [seeds.seed_of(key, name) for key in keys]
+
+
+def divide(model: nn.Module) -> None:
+    """Scale and cast the adapters of all layers for the next batch, at once instead of layer by layer."""
+    layers = [layer for _, layer in adapters(model) if layer.fast and layer.strength]
+    if layers:
+        weights = [weight for layer in layers for weight in (layer.lora_A.weight, layer.lora_B.weight)]
+        divisors = [divisor for layer in layers for divisor in layer.divisors]
+        made = _Divided.apply(layers[0].weight.dtype, divisors, *weights)
+        for i, layer in enumerate(layers):
+            pair = slice(2 * i, 2 * i + 2)
+            layer.divided = made[pair], sum(weight._version for weight in weights[pair])
 
 
 def set_strength(model: nn.Module, strength: float) -> None:

@@ -14,6 +14,7 @@ from checkpoints.loading import base_of, load_checkpoint, read_checkpoint
 from checkpoints.metadata import ControlHeader, Header, trained_with
 from checkpoints.prompts import contexts_for
 from data import DataConfig, DefectDataset, load_dataset
+from lora import divide
 from runtime import errors
 from runtime.cli import changed, flag, parse
 from runtime.device import DTYPES, autocast
@@ -176,6 +177,7 @@ def main() -> None:
         z_t, tokens = add_noise(z_0, eps, t), context(noise.drop_class(batch["class_id"]))
         mask = batch["mask"] * ~noise.chosen(config.mask_dropout)[:, None, None, None]
         condition = to_condition(mask, channels)
+        divide(control)
         with autocast(device, dtype):  # the ControlNet's weights are trained, so they are fp32
             residuals = control(z_t, t, tokens, condition)
         return per_image_loss(unet(z_t, t, tokens, residuals), eps, t, config.min_snr_gamma)

@@ -18,8 +18,8 @@ PRECISIONS = ("auto", *DTYPES)
 # GiB that a step of one 512 px image needs beside SD 1.5's weights, in half precision, by --checkpointing, on
 # a GPU, whose autocast normalises in fp32; counted from shapes (training/footprint.py, test_memory.py). A
 # third is added for workspaces and fragmentation.
-STEP_GIB = {"fast": {"none": 0.57, "lean": 0.46}, "plain": {"none": 1.52},  # plain: --no-fast
-            "control": {"none": 0.77, "lean": 0.68}}
+STEP_GIB = {"fast": {"none": 0.56, "lean": 0.45}, "plain": {"none": 1.52},  # plain: --no-fast
+            "control": {"none": 0.77, "lean": 0.66}}
 
 
 def choose_device(name: str) -> torch.device:

@@ -132,7 +132,7 @@ class Gated(torch.autograd.Function):
         found = torch.empty_like(both)
         (value, gate), (for_value, for_gate) = both.chunk(2, dim=-1), found.chunk(2, dim=-1)
         torch.mul(gradient, F.gelu(gate), out=for_value)
-        for_gate.copy_(torch.ops.aten.gelu_backward(gradient * value, gate))
+        torch.ops.aten.gelu_backward(gradient * value, gate, grad_input=for_gate)
         return found
 
 
@@ -178,7 +178,8 @@ class Conv2d(nn.Conv2d):
             return _FrozenConv2d.apply(x, self)
         weight, bias = self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype)
         if self.fast and self.pointwise:  # a linear layer: with channels last the input needs no copy
-            return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
+            y = F.linear(x.permute(0, 2, 3, 1).flatten(0, 2), weight.flatten(1), bias)
+            return y.unflatten(0, (len(x), *x.shape[2:])).permute(0, 3, 1, 2)
         return F.conv2d(x, weight, bias, self.stride, self.padding)
 
     @property

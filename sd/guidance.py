@@ -43,6 +43,7 @@ def guided(unet: UNet | UNetInPicture, contexts: Contexts, guidance: float,
     eps + (guidance - 1) (eps - eps_null), plus the same term for the control's guidance and an empty mask.
     A term of scale 1 is not computed. Outside the timesteps `interval` nothing guides (arXiv 2404.07724).
     """
+    control = control if control and control.scale else None
     null, empty, scales = [False], [False], []  # the first part of the batch is the prediction itself
     if guidance != 1:
         null, empty, scales = [*null, True], [*empty, False], [guidance]
@@ -55,12 +56,13 @@ def guided(unet: UNet | UNetInPicture, contexts: Contexts, guidance: float,
 
     def eps(z_t: Tensor, t: int) -> Tensor:
         parts = len(null) if interval[0] <= t <= interval[1] else 1
-        z_t, time = z_t.to(unet.dtype), torch.tensor([t], device=z_t.device)
+        z_t, time = z_t.to(unet.dtype), torch.full((1,), t, device=z_t.device)
         z_t = z_t if unet.fast else torch.cat([z_t] * parts)
         residuals = None
         if control:
-            skips, mid = control.net(z_t, time, own_tokens[parts], condition[:parts * batch])
-            residuals = [control.scale * skip for skip in skips], control.scale * mid
+            residuals = control.net(z_t, time, own_tokens[parts], condition[:parts * batch])
+            if control.scale != 1:
+                residuals = [control.scale * skip for skip in residuals[0]], control.scale * residuals[1]
         eps_hat, *others = unet(z_t, time, tokens[parts], residuals).float().chunk(parts)
         return sum([(scale - 1) * (eps_hat - other) for scale, other in zip(scales, others, strict=False)],
                    eps_hat)

@@ -105,10 +105,10 @@ def start_from(folder: Path, start: Path | None) -> Denoiser:
 
 
 @torch.no_grad()
-def held_out_loss(model: Denoiser, pool: HolePool) -> float:
+def held_out_loss(model: Denoiser, pool: HolePool, count: int) -> float:
     """The loss inside the holes of held-out pictures, at fixed noise and timesteps."""
     device = next(model.parameters()).device
-    z_0, eps, t, ids, cells, z_masked = (x.to(device) for x in pool.batch(256, -1))
+    z_0, eps, t, ids, cells, z_masked = (x.to(device) for x in pool.batch(count, -1))
     z_t = Diffusion().add_noise(z_0, eps, t)
     parts = zip(*(x.split(64) for x in (z_t, t, ids, cells, z_masked)), strict=True)
     error = (torch.cat([predict(model, *part) for part in parts]) - eps).square()
@@ -151,10 +151,11 @@ def main() -> None:
         loss = (weighed((eps_hat.float() - eps).square(), picture[0]) * min_snr(t)).mean()
         run.update(step, loss)
         if run.due(step):
-            run.save(step, {"held_out_loss": held_out_loss(run.average, test), "loss": loss.item()})
+            held_out = held_out_loss(run.average, test, args.held_out)
+            run.save(step, {"held_out_loss": held_out, "loss": loss.item()})
             save_component(args.out / FOLDER, run.average.unet, component_config(run.average.unet.config))
         if run.due(step, 1000):
-            draw_sheet(run.average, vae, args.out / "samples_inpaint.png", min(24, args.held_out))
+            draw_sheet(run.average, vae, args.out / "samples_inpaint.png", min(24, args.held_out // 4))
 
 
 if __name__ == "__main__":

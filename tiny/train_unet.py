@@ -76,9 +76,9 @@ def export(model: Denoiser, folder: Path) -> None:
 
 
 @torch.no_grad()
-def held_out_losses(model: Denoiser, pool: Pool) -> dict[str, float]:
+def held_out_losses(model: Denoiser, pool: Pool, count: int) -> dict[str, float]:
     """The unweighted loss on held-out pictures at fixed noise and timesteps: in all and in damaged cells."""
-    z_0, eps, t, ids, cells = pool.batch(256, -1)
+    z_0, eps, t, ids, cells = pool.batch(count, -1)
     z_t = Diffusion().add_noise(z_0, eps, t)
     parts = zip(*(x.split(64) for x in (z_t, t, ids)), strict=True)
     error = (torch.cat([model(*part) for part in parts]) - eps).square()
@@ -127,10 +127,10 @@ def main() -> None:
         loss = ((eps_hat.float() - eps).square().mean(dim=(1, 2, 3)) * min_snr(t)).mean()
         run.update(step, loss)
         if run.due(step):
-            run.save(step, held_out_losses(run.average, test) | {"loss": loss.item()})
+            run.save(step, held_out_losses(run.average, test, args.held_out) | {"loss": loss.item()})
             export(run.average, args.out)
         if run.due(step, 1000):
-            draw_sheet(run.average, vae, args.out / "samples.png", min(32, args.held_out))
+            draw_sheet(run.average, vae, args.out / "samples.png", min(32, args.held_out // 4))
 
 
 if __name__ == "__main__":

@@ -81,6 +81,7 @@ def footprint(config: RunConfig, step: Step, *, checkpointing: str) -> Footprint
         condition = torch.randn(batch, 3, config.resolution, config.resolution)
         resident = count.alive
         count.take()
+        lora.divide(control or unet)
         with autocast(mixed):
             with autocast(half if control and not mixed else None):
                 residuals = control(z_t, t, tokens, condition) if control else None

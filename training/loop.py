@@ -109,13 +109,15 @@ def optimizer_step(losses: Callable[[Batch], Tensor], batches: list[Batch], imag
     weights stay unchanged; in fp16, whose gradients overflow now and then, the scale is halved.
     """
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    scaler.scale(torch.zeros((), device=weights[0].device))  # initialises the scale: a share may be empty
-    share = micro_batch.run(lambda size: backward(losses, batches, images, scaler, size),
+    zero = torch.zeros((), device=weights[0].device)
+    scaler.scale(zero)  # initialises the scale: this process's share may be empty
+    share = micro_batch.run(lambda size: zero + backward(losses, batches, images, scaler, size),
                             optimizer.zero_grad)
     distributed.sum_gradients(weights)
-    mean_loss, = distributed.add_up(share)
     scaler.unscale_(optimizer)
-    norm = nn.utils.clip_grad_norm_(weights, clip or math.inf).item()
+    norm = nn.utils.clip_grad_norm_(weights, clip or math.inf)
+    loss, norm = torch.stack([share, norm]).tolist()  # the only wait for the GPU in a step
+    mean_loss, = distributed.add_up(loss)
     if math.isfinite(mean_loss) and math.isfinite(norm):
         scaler.step(optimizer)
     scaler.update()
@@ -124,15 +126,15 @@ def optimizer_step(losses: Callable[[Batch], Tensor], batches: list[Batch], imag
 
 
 def backward(losses: Callable[[Batch], Tensor], batches: list[Batch], images: int,
-             scaler: torch.amp.GradScaler, size: int) -> float:
+             scaler: torch.amp.GradScaler, size: int) -> Tensor | float:
     """Add the gradient of the sum of all losses over `images`, `size` images at once. Returns that sum."""
-    share = 0.0
+    share: Tensor | float = 0.0
     for batch in batches:
         for start in range(0, len(batch["item"]), size):
             part = {name: values[start:start + size] for name, values in batch.items()}
             loss = losses(part).sum() / images
             scaler.scale(loss).backward()
-            share += loss.item()
+            share = share + loss.detach()
     return share
 
 
@@ -142,7 +144,7 @@ class MicroBatch:
     def __init__(self, size: int) -> None:
         self.size = size
 
-    def run(self, work: Callable[[int], float], undo: Callable[[], None]) -> float:
+    def run(self, work: Callable[[int], Tensor], undo: Callable[[], None]) -> Tensor:
         """work(size); where memory runs out, `undo` and work again with half the size."""
         while True:
             try:
@@ -170,5 +172,4 @@ def finite(value: float) -> float | None:
 
 def update_average(average: dict[str, Tensor], tensors: dict[str, Tensor], decay: float) -> None:
     """average <- decay * average + (1 - decay) * tensors."""
-    for name, tensor in tensors.items():
-        average[name].lerp_(tensor, 1 - decay)
+    torch._foreach_lerp_([average[name] for name in tensors], list(tensors.values()), 1 - decay)

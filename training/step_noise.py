@@ -44,3 +44,4 @@ class StepNoise:
     def seed_dropout(self, unet: nn.Module) -> None:
         """Seed the dropout of the LoRA layers in `unet` by image. Draws nothing from the generators."""
         lora.seed_dropout(unet, [seed_of(*key, "dropout") for key in self.keys])
+        lora.divide(unet)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import published
 import pytest
@@ -26,6 +28,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("full size")]
 def memory_is_given_back() -> Iterator[None]:
     yield
     gc.collect()  # diffusers' modules hold references in circles
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 # ---- parity
@@ -53,11 +56,28 @@ def test_vae_equals_diffusers() -> None:
 
 # ---- the commands
 
-@pytest.fixture()
-def base() -> Iterator[Path]:
-    """A model as published, 2 GB in fp16. Not in tmp_path: pytest keeps three runs of that."""
+class Trained(NamedTuple):
+    """A base as published, data, and a class checkpoint after two steps with a preview."""
+
+    base: Path
+    data: Path
+    run: Path
+    peak: float  # GB, of the training
+
+
+@pytest.fixture(scope="module")
+def trained() -> Iterator[Trained]:
+    """The model is 2 GB in fp16. Not in tmp_path_factory's folder: pytest keeps three runs of that."""
     with tempfile.TemporaryDirectory() as folder:
-        yield published.write_model(Path(folder), unet=UNET_JSON, vae=VAE_JSON, files=(FP16,))
+        base = published.write_model(Path(folder, "base"), unet=UNET_JSON, vae=VAE_JSON, files=(FP16,))
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
+        data, out = Path(folder, "bottle"), Path(folder, "run")
+        run("data.py", "demo", data, "--per-class", "1")
+        yield Trained(base, data, out, run(
+            "train_class.py", "--data", data, "--base", base, "--out", out, "--resolution", "64",
+            "--batch-size", "1", "--latent-variants", "1", "--max-steps", "2", "--preview-steps", "1",
+            "--no-validate"))
 
 
 def run(*command: str | Path) -> float:
@@ -65,30 +85,21 @@ def run(*command: str | Path) -> float:
     return timed([*map(str, command)], lambda: 0).memory * 2**30 / 1e9
 
 
-def test_training_and_sampling(base: Path, tmp_path: Path) -> None:
+def test_training_and_sampling(trained: Trained, tmp_path: Path) -> None:
     """Two optimizer steps with a preview, then an image of two DDIM steps."""
-    run("data.py", "demo", tmp_path / "bottle", "--per-class", "1")
-    training = run("train_class.py", "--data", tmp_path / "bottle", "--base", base, "--out", tmp_path / "run",
-                   "--resolution", "64", "--batch-size", "1", "--max-steps", "2", "--preview-steps", "1",
-                   "--no-validate")
-    sampling = run("sample.py", "--ckpt", tmp_path / "run", "--base", base, "--out", tmp_path / "drawn",
+    sampling = run("sample.py", "--ckpt", trained.run, "--base", trained.base, "--out", tmp_path / "drawn",
                    "--steps", "2", "--per-class", "1", "--classes", "good")
-    assert (tmp_path / "run" / "adapter.safetensors").stat().st_size < 16e6
-    assert list((tmp_path / "run" / "previews").glob("*.png"))
+    assert (trained.run / "adapter.safetensors").stat().st_size < 16e6
+    assert list((trained.run / "previews").glob("*.png"))
     assert Image.open(tmp_path / "drawn" / "image" / "good" / "000.png").size == (64, 64)
-    assert max(training, sampling) < 8  # GB: the model is 3.8 in fp32, and at no time there twice
+    assert max(trained.peak, sampling) < 8  # GB: the model is 3.8 in fp32, and at no time there twice
 
 
-@pytest.mark.parametrize(("rank", "gigabytes"), [(0, 1.5), (32, 0.1)])
-def test_training_a_controlnet(base: Path, rank: int, gigabytes: float) -> None:
-    """Two optimizer steps over a class checkpoint, whole and as low-rank updates."""
-    with tempfile.TemporaryDirectory() as folder:  # not in tmp_path: 7 GB
-        data, class_run, control_run = (Path(folder, name) for name in ("bottle", "class", "control"))
-        run("data.py", "demo", data, "--per-class", "1")
-        flags = ("--data", data, "--batch-size", "1", "--preview-every", "0")
-        run("train_class.py", *flags, "--base", base, "--resolution", "64", "--max-steps", "1",
-            "--out", class_run)
-        peak = run("train_controlnet.py", *flags, "--class-ckpt", class_run, "--base", base,
-                   "--accumulate", "1", "--max-steps", "2", "--control-rank", str(rank), "--out", control_run)
-        assert (control_run / "adapter.safetensors").stat().st_size < gigabytes * 1e9
-    assert peak < 24
+def test_training_a_controlnet(trained: Trained, tmp_path: Path) -> None:
+    """Two optimizer steps over the class checkpoint. A whole ControlNet of this size, with 13 GB, is
+    trained by benchmarks.controlnet_size and counted in test_memory.py: machines that test have 16 GB."""
+    peak = run("train_controlnet.py", "--data", trained.data, "--class-ckpt", trained.run, "--base",
+               trained.base, "--batch-size", "1", "--accumulate", "1", "--latent-variants", "1",
+               "--preview-every", "0", "--max-steps", "2", "--control-rank", "32", "--out", tmp_path / "run")
+    assert (tmp_path / "run/adapter.safetensors").stat().st_size < 0.1e9
+    assert peak < 8

@@ -172,6 +172,27 @@ def test_dropout_by_key_is_each_rows_own() -> None:
     assert len({key for row in keys for key in row}) == 2 * len(keys)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dividing_all_at_once_changes_nothing(dtype: torch.dtype) -> None:
+    """The same bits as layer by layer; no gradient where there is no influence; never weights of before."""
+    x, context = block_inputs(dtype)
+    steps = []
+    for at_once in (False, True):
+        model = adapted(block(dtype), dropout=0.3).train()
+        lora.seed_dropout(model, [5, 6])
+        if at_once:
+            lora.divide(model)
+        y = model(x, context[:, :1])  # one token: to_q and to_k of the cross-attention are idle
+        y.float().square().sum().backward()
+        gradients = [weight.grad for weight in model.parameters() if weight.requires_grad]
+        assert sum(gradient is None for gradient in gradients) == 4
+        lora.load_lora_state(model, {key: 2 * tensor for key, tensor in lora.lora_state(model).items()})
+        steps.append((y, model(x, context[:, :1]), *gradients))
+    for apart, together in zip(*steps, strict=True):
+        assert together is None if apart is None else torch.equal(apart, together)
+    assert not torch.equal(steps[1][0], steps[1][1])
+
+
 @pytest.mark.parametrize("base_dtype", [torch.bfloat16, torch.float16])
 def test_fp32_adapters_beside_a_half_base_equal_pefts(base_dtype: torch.dtype) -> None:
     base = block(base_dtype)

@@ -123,7 +123,8 @@ def test_holes_are_filled_by_words_for_what_is_in_them() -> None:
 
 
 def run(module: str, *arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", module, "--held-out", "16", *arguments], cwd=bases.ROOT, check=True,
+    few = ("--held-out", "16", "--batch-size", "4")
+    subprocess.run([sys.executable, "-m", module, *few, *arguments], cwd=bases.ROOT, check=True,
                    capture_output=True)
 
 

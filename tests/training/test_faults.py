@@ -15,7 +15,7 @@ from bases import Place
 from forked_commands import ForkedCommands, kill_after
 from runs import KILLED_SCRIPTS, arguments_of, contents
 
-AT_RANDOM, AT_FILES = 4, 4  # kills a command
+AT_RANDOM, AT_FILES = 3, 3  # kills a command
 TRAINERS = ("train_class", "train_inpaint", "train_controlnet")
 @pytest.mark.parametrize("script", TRAINERS)
 def test_ten_steps_a_kill_and_ten_more(script: str, forked: ForkedCommands, place: Place, undisturbed: Path,
