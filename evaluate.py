@@ -31,10 +31,11 @@ from evaluation.measures import (
     measure_memorisation,
 )
 from evaluation.networks import Network, NetworkConfig, WeightsMissing, load_network, pixels
-from evaluation.numbers import COPY, GENERATED, PASTED, RENDERED, Findings
+from evaluation.numbers import BEFORE, COPY, GENERATED, PASTED, RENDERED, Findings
 from evaluation.out_folder import check_place, claim
 from evaluation.report import chart, table
 from evaluation.report_page import page
+from evaluation.selected import before_selection
 from evaluation.vae_reconstruction import as_the_base_draws
 from evaluation.verdict import verdict
 from runtime import distributed, errors
@@ -110,6 +111,11 @@ def rows_of(config: Config, sets: EvaluationSets, reconstructions: dict[Path, Ph
     ones."""
     training = sets.training
     rows = {GENERATED: sets.fake, COPY: training}
+    try:
+        if before := before_selection(sets, Path(config.fake)):
+            rows[BEFORE] = before
+    except UserError as error:
+        findings.missing[BEFORE] = str(error)
     if reconstructions:
         rows[RENDERED] = ImageSet([reconstructions[photo.image] for photo in training.photos], training.label)
     try:
@@ -191,7 +197,7 @@ def evaluate(config: Config) -> None:
     rows = rows_of(config, sets, reconstructions, findings, out)
     pictures = measure(config, sets, rows, reconstructions, networks, findings, out)
     features = networks.get("features")
-    findings.warnings = caveats(sets, Path(config.fake), features.dim if features else None)
+    findings.warnings = caveats(sets, Path(config.fake), networks)
     sentences, fid = verdict(findings), features.fid if features else "FID"
 
     about = {**{f"network: {name}": text for name, text in findings.networks.items()},

@@ -5,22 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 from evaluation.image_sets import EvaluationSets
-from runtime.files import read_rows
+from evaluation.networks import Network
+from evaluation.selected import about_selection
 
 
-def caveats(sets: EvaluationSets, fake: Path, dimensions: int | None) -> list[str]:
-    """Why some numbers mean less than they seem to. fake: the generated images' folder. dimensions: of the
-    features; None without features."""
+def caveats(sets: EvaluationSets, fake: Path, networks: dict[str, Network]) -> list[str]:
+    """Why some numbers mean less than they seem to. fake: the generated images' folder. networks: by use."""
     found, n, m = [], len(sets.fake), len(sets.reference)
+    dimensions = networks["features"].dim if "features" in networks else None
     if dimensions is not None and min(n, m) <= dimensions:
         found.append(f"FID of {n} generated against {m} real images in {dimensions} dimensions is mostly the "
                      "noise of small numbers. Do not compare it with published values, nor with other "
                      "numbers of images; compare rows at equal N.")
-    aside = fake / "rejected", fake.with_name(f"{fake.name}-rejected")  # the second in MVTec AD's layout
-    if rejected := sum(len(read_rows(folder / "samples.jsonl")) for folder in aside):
-        there = len(read_rows(fake / "samples.jsonl"))
-        found.append(f"{rejected} of {there + rejected} drawn images were rejected (sample.py --reject). The "
-                     "numbers are of what was kept, not of the generator.")
+    found += about_selection(sets, fake, networks.values())
     if sets.held_out is None:
         found.append("The generator may have been trained on all of these real images, and the classifiers "
                      "learn from them too: DCA then rewards copies. Train on a part of them "

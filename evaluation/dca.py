@@ -18,7 +18,17 @@ from evaluation.judges import NEVER, Judges, fit_judges, right_share, why_none
 from evaluation.measures import Rows
 from evaluation.metrics import ratio
 from evaluation.networks import Network
-from evaluation.numbers import GENERATED, HELD_OUT, RENDERED, Findings, Metric, Number, number, unknown
+from evaluation.numbers import (
+    BEFORE,
+    GENERATED,
+    HELD_OUT,
+    RENDERED,
+    Findings,
+    Metric,
+    Number,
+    number,
+    unknown,
+)
 
 ENOUGH = 0.7  # share of real images to be recognised by judges, or their other answers mean nothing
 SHARP = "sharp_"  # before the row of a confusion matrix: by judges of sharp photos, below others
@@ -46,7 +56,8 @@ def measure_dca(findings: Findings, rows: Rows, sets: EvaluationSets, reconstruc
         return
     names = Metric.DCA, Metric.DCA_RATIO
     if reconstructions:
-        _judge(findings, {GENERATED: rows[GENERATED]}, sets, reconstructions, how, RENDERED, names)
+        drawn = {row: rows[row] for row in (GENERATED, BEFORE) if row in rows}
+        _judge(findings, drawn, sets, reconstructions, how, RENDERED, names)
         names = Metric.SHARP_DCA, Metric.SHARP_DCA_RATIO
     _judge(findings, rows, sets, {}, how, HELD_OUT, names)
 
@@ -72,7 +83,8 @@ def _judge(findings: Findings, rows: Rows, sets: EvaluationSets, instead: dict[P
             numbers = {names[0]: share}
             if row != ceiling:
                 numbers[names[1]] = ratio_of(share, shares.get(ceiling))
-                known = {kind: of for kind, of in sure.items() if kind == ceiling or row == GENERATED}
+                drawn = row in (GENERATED, BEFORE)
+                known = {kind: of for kind, of in sure.items() if kind == ceiling or drawn}
                 if why := doubt("their mixture" if group == ALL else group, known):
                     numbers = {metric: {**found, "why": why} for metric, found in numbers.items()}
             findings.add(row, group, numbers)

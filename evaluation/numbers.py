@@ -12,6 +12,7 @@ import numpy as np
 from evaluation.metrics import wilson
 
 GENERATED, HELD_OUT, COPY, PASTED = "generated", "held-out real", "copy of training", "cut and paste"
+BEFORE = "before selection"  # the first drawings of images of which some were thrown away
 RENDERED = "through the VAE"  # the training images after a pass through the base's VAE
 REAL_ONLY = "real only"  # downstream training without additional images
 Number = dict[str, Any]

@@ -14,8 +14,8 @@ from evaluation.terms import ABOUT_ROWS, SECTIONS, Section
 
 WIDTHS = {1: 5.2, 2: 12.8}  # of the chart in inches, by its columns
 ROWS = tuple(ABOUT_ROWS)
-COLOURS = dict(zip(ROWS, ("tab:blue", "tab:purple", "tab:green", "tab:orange", "tab:red", "tab:gray"),
-                   strict=True))
+COLOURS = dict(zip(ROWS, ("tab:blue", "tab:cyan", "tab:purple", "tab:green", "tab:orange", "tab:red",
+                          "tab:gray"), strict=True))
 
 
 def cell(found: Number | None, metric: Metric) -> str:

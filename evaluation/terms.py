@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from evaluation.numbers import COPY, GENERATED, HELD_OUT, PASTED, REAL_ONLY, RENDERED, Metric
+from evaluation.numbers import BEFORE, COPY, GENERATED, HELD_OUT, PASTED, REAL_ONLY, RENDERED, Metric
 
 
 class Section(NamedTuple):
@@ -18,6 +18,7 @@ class Section(NamedTuple):
 
 ABOUT_ROWS = {
     GENERATED: "the images of --fake",
+    BEFORE: "the same as they were first drawn, before any was thrown away: what the generator draws",
     RENDERED: "the training photos after a pass through the base model's VAE, which redraws every pixel: the "
               "best that a generator on this base can reach",
     HELD_OUT: "real photos that the generator, or each classifier, was not trained on; for distances, where "

@@ -520,6 +520,34 @@ def test_a_sample_folder_names_the_photos_it_was_painted_on(bottles: Path) -> No
     assert len(rows(fake / "samples.jsonl")) == 16
 
 
+def test_images_that_were_selected(bottles: Path, tmp_path: Path) -> None:
+    """Without the first drawings' files, the row of them is missing; with them it holds as many as drawn."""
+    fake = Path(shutil.copytree(bottles / "fake", "fake"))
+    ckpt = checkpoint(tmp_path / "ckpt/adapter.safetensors", bottles / "real", 4, "no/such/base")
+    digest = {"select": "strict", "selector": f"{LITE} 0123 4567", "checkpoint": sha256(ckpt)}
+    lost = {"file": "image/good/001.png", "class": "good", "number": 1, "failed": ["probability"], **digest}
+    again = {**lost, "redraw": 1}
+    kept = [{"file": path.relative_to(fake).as_posix(), "class": path.parent.name, **digest}
+            for path in sorted((fake / "image").rglob("*.png"))]
+    for file, some in (("samples.jsonl", kept), ("rejected/samples.jsonl", [lost, again])):
+        (fake / file).parent.mkdir(exist_ok=True)
+        (fake / file).write_text("".join(json.dumps(row) + "\n" for row in some))
+    outcome = run(bottles / "real", fake)
+    assert outcome.status == 0 and "2 of 18 drawn images were thrown away" in outcome.out, outcome
+    assert f"{LITE} selected these images" in outcome.out and "the same photos" in outcome.out
+    found = json.loads(Path("out/metrics.json").read_text())
+    assert "before selection" not in found["numbers"] and "001-0.png" in found["missing"]["before selection"]
+    (fake / "rejected/good").mkdir()
+    shutil.copy(bottles / "real/image/contamination/000.png", fake / "rejected/good/001-0.png")
+    outcome = run(bottles / "real", fake, "--ckpt", ckpt)
+    assert outcome.status == 0 and "photos that selection did not see" in outcome.out, outcome
+    before, after = numbers("before selection", "good"), numbers("generated", "good")
+    assert before["n"]["value"] == after["n"]["value"] == 4
+    confused = json.loads(Path("out/metrics.json").read_text())["confusions"]
+    assert confused["before selection"] != confused["generated"]
+    assert {"dca", "copies", "fid", "coverage"} <= before.keys()
+
+
 # --- does it help? ---
 
 def test_downstream(bottles: Path) -> None:
