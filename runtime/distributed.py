@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import functools
+import itertools
 import os
 import threading
 import time
@@ -68,38 +69,44 @@ def together(main: Callable[[], None]) -> Callable[[], None]:
 
 @contextlib.contextmanager
 def _heartbeat(store: dist.Store, own: int, size: int) -> Iterator[None]:
-    """While the block runs, a thread tells the others that this process lives, and ends it where one of them,
-    or the store, gives no sign: the main thread may wait for that one for ever, in a call of nccl or gloo.
+    """While the block runs, threads tell the others that this process lives, and end it where one of them, or
+    the store, gives no sign: the main thread may wait for that one for ever, in a call of nccl or gloo.
     """
     done = threading.Event()
+    heard = dict.fromkeys(range(size), time.monotonic())  # at own: that the store answered
 
     def beat() -> None:
         """Every BEAT seconds: a new count in the store, and a look at the others' counts."""
-        seen, count = {other: (b"", time.monotonic()) for other in range(size) if other != own}, 0
-        answered = time.monotonic()
-        while not done.wait(BEAT):
-            count += 1
+        counts: dict[int, bytes] = {}
+        for count in itertools.count():
             with contextlib.suppress(RuntimeError):
                 store.set(f"alive {own}", str(count))
-                for other, (last, _) in list(seen.items()):
+                for other in [other for other in range(size) if other != own]:
                     now = store.get(f"alive {other}") if store.check([f"alive {other}"]) else b""
-                    if now != last:
-                        seen[other] = now, time.monotonic()
-                answered = time.monotonic()
-            oldest = min([answered, *(when for _, when in seen.values())])
-            if time.monotonic() - oldest > PATIENCE and not done.is_set():
+                    if now != counts.get(other, b""):
+                        counts[other], heard[other] = now, time.monotonic()
+                heard[own] = time.monotonic()
+            if done.wait(BEAT):
+                return
+
+    def watch() -> None:
+        """Not in `beat`: a store whose machine has gone does not even fail."""
+        while not done.wait(BEAT):
+            if time.monotonic() - min(heard.values()) > PATIENCE and not done.is_set():
                 os.write(2, (f"error: another process has given no sign of life for {PATIENCE:.0f} s. What "
                              "was saved is kept; run the same command to resume\n").encode())
                 os._exit(2)
 
     store = store.clone()  # a connection of its own: the other may be waiting
-    thread = threading.Thread(target=beat, daemon=True)
-    thread.start()
+    threads = [threading.Thread(target=work, daemon=True) for work in (beat, watch)]
+    for thread in threads:
+        thread.start()
     try:
         yield
     finally:
         done.set()
-        thread.join(2 * BEAT)
+        for thread in threads:
+            thread.join(2 * BEAT)
 
 
 class _RankEnded(Exception):

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -208,3 +209,23 @@ def test_torchrun(place: Place, tmp_path: Path, one: dict[str, Path]) -> None:
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done
     assert (tmp_path / "run/grid.png").read_bytes() == (one["sample"] / "run/grid.png").read_bytes()
+
+
+def test_a_store_that_no_longer_answers_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when the machine of rank 0 has gone: calls neither return nor fail."""
+    ended, over = threading.Event(), threading.Event()
+
+    class Mute:
+        def clone(self) -> Mute:
+            return self
+
+        def set(self, *_: str) -> None:
+            over.wait(60)
+
+    monkeypatch.setattr(distributed, "BEAT", 0.05)
+    monkeypatch.setattr(distributed, "PATIENCE", 0.3)
+    monkeypatch.setattr(distributed.os, "write", lambda *_: None)
+    monkeypatch.setattr(distributed.os, "_exit", lambda status: ended.set())
+    with distributed._heartbeat(Mute(), 0, 1):
+        assert ended.wait(60)
+        over.set()
