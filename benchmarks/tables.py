@@ -104,9 +104,22 @@ def defect_weight() -> Iterable[str]:
         yield f"| {row['arm'].removeprefix('weight ')} | {row['correct']} |"
 
 
+def views() -> Iterable[str]:
+    """docs/data.md: what each view shows of the damage."""
+    for product, found in results("views")["products"].items():
+        name = {"long_damage_at_both_ends": "6 strips of 512 x 128, damaged at both ends"
+                }.get(product, f"40 {product}")
+        for view, row in found.items():
+            title = "one square, as before" if view == "one square" else f"`{view}`"
+            lost = f"{row['lost']} of {row['regions']}" if view == "one square" else row["lost"]
+            cells = ", ".join(f"{round(value + 1e-9):.0f}" for value in row["cells"])
+            few = f"{100 * row['examples under 4 cells']:.1f}".removesuffix(".0")
+            yield f"| {f'{name} ' * (view == 'one square')}| {title} | {lost} | {cells} | {few} % |"
+
+
 TABLES: dict[str, tuple[Callable[[], Iterable[str]], ...]] = {
     "recipe": (ablations, latent_variants), "evaluation": (judges, coverage),
-    "controlnet": (controlnet, controlnet_size), "inpainting": (defect_weight,)}
+    "controlnet": (controlnet, controlnet_size), "inpainting": (defect_weight,), "data": (views,)}
 
 
 def main() -> None:
