@@ -1,4 +1,4 @@
-"""benchmarks.views counts what one square loses and no view does; benchmarks.painted_views trains and paints."""
+"""benchmarks.views: what one square loses and no view does; benchmarks.painted_views trains and paints."""
 
 from __future__ import annotations
 
