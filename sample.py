@@ -4,39 +4,34 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from checkpoints.controlnet import ControlSettings
-from checkpoints.loading import (
-    CheckpointFile,
-    LoadedCheckpoint,
-    load_checkpoint,
-    read_checkpoint,
-    weights_taken,
-)
+from checkpoints.loading import LoadedCheckpoint, load_checkpoint, read_checkpoint, weights_taken
 from checkpoints.metadata import Header
 from checkpoints.presets import DRAWING, PRESETS
 from checkpoints.prompts import contexts_for
 from checkpoints.strategies import STRATEGIES
 from dataset.layouts import LAYOUTS
 from dataset.placement import JITTER
+from evaluation.networks import CLASSIFIERS, LITE
 from runtime import distributed, errors
 from runtime.cli import flag, parse
 from runtime.device import DTYPES, PRECISIONS, choose_device, choose_precision
 from runtime.distributed import together
 from runtime.errors import UserError
-from runtime.files import sha256
 from runtime.suggestions import did_you_mean, same
-from runtime.trusted_paths import is_trusted, remember
+from runtime.trusted_paths import remember
 from sampling.batches import batches_of, draw_all
 from sampling.generation import SamplingConfig, inpaint_images, reconstruct, sample_images
 from sampling.inputs import Inputs, Seams, control_settings, open_inputs, stacked_views
+from sampling.open_folder import open_folder
 from sampling.placement_sheet import show_placements
 from sampling.presets import drawing_settings
-from sampling.sample_folder import Sample, SampleFolder, Wanted, refuse_inside
+from sampling.sample_folder import Sample, Wanted
+from sampling.selection import LEVELS, OFF, open_selection, told, yields
 from sd.guidance import EVERYWHERE
 from sd.samplers import SAMPLERS
 
@@ -50,16 +45,6 @@ The same command resumes where it was interrupted; a larger --per-class or other
 of a class depends on the seed, the class and i alone. With another batch size its pixels may be rounded
 differently: in fp32 by at most one level of 255.
 """
-
-# What a row of samples.jsonl means by a setting that it lacks.
-DEFAULTS = {**vars(SamplingConfig()), **asdict(Seams()), **ControlSettings()._asdict(), "lora_scale": 1.0,
-            "loras": [], "layout": "ds", "placement": "object", "view": "whole", "crop": False}
-
-# What a layout lacks where the checkpoint draws no masks.
-MASKLESS = {"mvtec": "there is no ground_truth/, without which anomalib's MVTecAD reads nothing; its Folder "
-                     "does",
-            "coco": "annotations.json lists the images with no annotation; train_inpaint.py and "
-                    "train_controlnet.py make checkpoints that draw masks"}
 
 
 @dataclass
@@ -80,7 +65,7 @@ class Config:
                               "scripts draws; recipe: plainly (default: as the checkpoint records)",
                               group="quality", choices=tuple(PRESETS), common=True)
     eta: float | None = flag(None, "noise that DDIM adds: 0 none, 1 as much as DDPM (default: the preset's, "
-                             "or 0)", group="quality", minimum=0, maximum=1, common=True)
+                             "or 0)", group="quality", minimum=0, maximum=1)
     guidance: float | None = flag(None, "classifier-free guidance scale; not 1 needs a checkpoint trained "
                                   "with --class-dropout or --context prompt (default: the preset's, or 1)",
                                   group="quality", minimum=0, common=True)
@@ -123,6 +108,13 @@ class Config:
                        group="data", choices=tuple(LAYOUTS), common=True)
     reject: str | None = flag(None, "list of images, saved by gallery.html: they move to rejected/, and "
                               "others are drawn", group="data", common=True)
+    select: str = flag(OFF, "throw away and draw again copies, and what is recognised no better than the "
+                       "worst 5 % (light) or 20 % (strict) of the real photos; draws one image at a time",
+                       group="data", choices=(OFF, *LEVELS), common=True)
+    tries: int = flag(4, "images drawn for one with --select, at most; where none is good, none is kept",
+                      group="data", minimum=1, maximum=100)
+    select_network: str = flag(LITE, "network of --select; evaluate with another one", group="data",
+                               choices=CLASSIFIERS)
     json: bool = flag(False, "print the result as one JSON object", group="data")
     base: str | None = flag(None, "where the base is now (default: the recorded base, if it is a hub id or "
                             "a path that you chose before)", group="quality", common=True)
@@ -156,22 +148,6 @@ def external_loras(texts: list[str]) -> list[tuple[Path, float]]:
         return []
     from checkpoints.external_lora import given_files  # with all LoRA formats, which are rarely needed
     return given_files(texts)
-
-
-def open_folder(config: Config, file: CheckpointFile, inputs: Inputs, sampling: SamplingConfig,
-                precision: str, loras: list[tuple[Path, float]]) -> SampleFolder:
-    """The folder to write to, with the settings that all its images share."""
-    header = file.header
-    read = [config.images, config.masks, *filter(is_trusted, header.config["data"])]
-    refuse_inside(Path(config.out), [name for name in read if name])
-    if config.layout in MASKLESS and not header.strategy.takes_masks and distributed.first():
-        print(f"--layout {config.layout}: this checkpoint draws no masks, so {MASKLESS[config.layout]}",
-              file=sys.stderr)
-    return SampleFolder(Path(config.out), header.classes, {
-        **vars(sampling), "lora_scale": config.lora_scale, "precision": precision,
-        "checkpoint": sha256(file.path), "base": header.base, "resolution": header.resolution,
-        "loras": [[sha256(path), strength] for path, strength in loras], "layout": config.layout,
-        **inputs.settings}, DEFAULTS, inputs.digests())
 
 
 def draw(loaded: LoadedCheckpoint, inputs: Inputs, sampling: SamplingConfig,
@@ -219,14 +195,18 @@ def main() -> None:
                                  drawing["guidance"]), jitter=config.mask_jitter)
     if config.placement_only:
         return show_placements(inputs, classes, config.per_class, Path(config.out), as_json=config.json)
-    folder = open_folder(config, file, inputs, sampling, precision, loras)
+    selection = open_selection(config.select, config.tries, config.select_network, file, inputs, device)
+    folder = open_folder(Path(config.out), file, inputs, sampling, selection, lora_scale=config.lora_scale,
+                         precision=precision, loras=loras, layout=config.layout,
+                         read=[config.images, config.masks])
     with folder.opened():
         rejected = folder.reject(Path(config.reject)) if config.reject else 0
-        wanted = folder.missing(classes, config.per_class)
+        missing = folder.missing(classes, config.per_class)
+        wanted = selection.wanted(folder, missing) if selection else missing
         inputs.check([folder.drawn_as(pair) for pair in wanted])
         if distributed.first():
             remember(config.base, config.images, config.masks)
-            there = config.per_class * len(classes) - len(wanted)
+            there = config.per_class * len(classes) - len(missing)
             print(f"{config.out}: {len(wanted)} images to draw, {there} there already"
                   + (f", {rejected} moved to rejected/" if rejected else ""), file=sys.stderr)
             print(weights_taken(config.ckpt, file), *filter(None, [how]), sep="\n", file=sys.stderr)
@@ -235,16 +215,22 @@ def main() -> None:
                                      dtype=DTYPES[precision], loras=loras, control=control, fast=config.fast)
             if config.fast:
                 loaded.pack()
-            draw_all(batches_of(classes, config.per_class, inputs.at_once(config.batch_size), wanted),
-                     lambda batch: draw(loaded, inputs, sampling, batch), folder, set(wanted))
+            if selection:
+                selection.calibrate(loaded.vae, folder)
+            at_once = 1 if selection else inputs.at_once(config.batch_size)
+            draw_all(batches_of(classes, config.per_class, at_once, wanted),
+                     lambda batch: draw(loaded, inputs, sampling, batch), folder, set(wanted), selection)
         if distributed.first():
             folder.finish(header, classes, config.per_class)
     done = {"out": config.out, "classes": classes, "per_class": config.per_class, "drawn": len(wanted),
             "rejected": rejected, "journal": str(folder.journal), "grid": str(folder.grid),
             "gallery": str(folder.gallery)}
+    images = f"{config.per_class} images each of {', '.join(classes)}"
+    if selection:
+        found = yields(folder, classes, config.per_class)
+        done, images = {**done, "selected": found}, told(found)
     print(json.dumps(done) if config.json else
-          f"{config.out}: {config.per_class} images each of {', '.join(classes)}; see "
-          f"{folder.grid} and {folder.gallery}")
+          f"{config.out}: {images}; see {folder.grid} and {folder.gallery}")
 
 
 if __name__ == "__main__":

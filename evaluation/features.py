@@ -45,6 +45,12 @@ def read_square(photo: Photo, size: int, crop: bool = False) -> Tensor:
     region = photo.region() if crop or height != width else None
     if crop and (region is None or not region.any()):
         raise UserError(f"{photo.mask}: empty, so there is no damage to cut out; draw it or remove both")
+    return cut_square(image, region, size, crop)
+
+
+def cut_square(image: np.ndarray, region: np.ndarray | None, size: int, crop: bool = False) -> Tensor:
+    """The square of an image (H, W, 3) that training would use, moved to hold the damage (H, W); with `crop`
+    the square around the damage, which is not empty. (3, size, size) in [-1, 1]."""
     if crop and region is not None:
         top, left, side = close_box(region, CROP, CLOSEST)
     else:

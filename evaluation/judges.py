@@ -97,8 +97,12 @@ class Judges:
 
     def answers(self, features: Tensor) -> np.ndarray:
         """The class that each judge finds most likely, (J, B), from features (V, B, dim) of B images."""
+        return self.scores(features).argmax(2).numpy()
+
+    def scores(self, features: Tensor) -> Tensor:
+        """The log-probability that each judge gives each class, the mean over views: (J, B, classes)."""
         logits = torch.einsum("vbd,jcd->vjbc", features, self.weight) + self.bias
-        return logits.log_softmax(3).mean(0).argmax(2).numpy()
+        return logits.log_softmax(3).mean(0)
 
     def __call__(self, batches: Iterable[Tensor]) -> np.ndarray:
         """The same, (J, N), for all of some batches of images (B, 3, S, S), S the network's size."""

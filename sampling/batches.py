@@ -9,6 +9,7 @@ from tqdm import tqdm
 from runtime import distributed
 from sampling.generation import Wanted
 from sampling.sample_folder import Sample, SampleFolder
+from sampling.selection import Selection
 
 
 def batches_of(classes: list[str], per_class: int, batch_size: int,
@@ -24,20 +25,27 @@ def batches_of(classes: list[str], per_class: int, batch_size: int,
 
 
 def draw_all(batches: list[list[Wanted]], draw_batch: Callable[[list[Wanted]], list[Sample]],
-             folder: SampleFolder, wanted: set[Wanted]) -> None:
-    """Each process draws every count-th batch; the first writes them all, in order."""
+             folder: SampleFolder, wanted: set[Wanted], selection: Selection | None = None) -> None:
+    """Each process draws every count-th batch; the first writes them all, in order.
+
+    With a selection, which draws images one by one, each comes with the drawings thrown away before it.
+    """
     with tqdm(total=len(wanted), unit="image", disable=None if distributed.first() else True) as bar:
         for start in range(0, len(batches), distributed.count()):
-            _draw_turn(batches[start:start + distributed.count()], draw_batch, folder, wanted, bar)
+            _draw_turn(batches[start:start + distributed.count()], draw_batch, folder, wanted, bar, selection)
 
 
 def _draw_turn(turn: list[list[Wanted]], draw_batch: Callable[[list[Wanted]], list[Sample]],
-               folder: SampleFolder, wanted: set[Wanted], bar: tqdm) -> None:
+               folder: SampleFolder, wanted: set[Wanted], bar: tqdm, selection: Selection | None) -> None:
     """One batch a process; its images are let go before others are drawn."""
     own = turn[distributed.rank()] if distributed.rank() < len(turn) else []
-    drawn = draw_batch([folder.drawn_as(pair) for pair in own]) if own else []
+    if selection:
+        drawn = [selection.draw(draw_batch, folder, pair) for pair in own]
+    else:
+        drawn = [[one] for one in draw_batch([folder.drawn_as(pair) for pair in own])] if own else []
     for batch, samples in zip(turn, distributed.gather(drawn), strict=False):
-        for pair, sample in zip(batch, samples, strict=True):
+        for pair, found in zip(batch, samples, strict=True):
             if pair in wanted:
-                folder.add(sample, *pair)
+                for sample in found:
+                    folder.add(sample, *pair)
                 bar.update()

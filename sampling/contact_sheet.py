@@ -23,8 +23,9 @@ class Shown(NamedTuple):
     row: dict[str, Any]
 
 
-def contact_sheet(shown: list[Shown], classes: list[str], per_class: int) -> Image.Image:
-    """The first images of each class; below them, if they have masks, the same with these outlined."""
+def contact_sheet(shown: list[Shown], classes: list[str], per_class: int) -> Image.Image | None:
+    """The first images of each class; below them, if they have masks, the same with these outlined.
+    None where there is no image."""
     rows, labels = [], []
     for damage in classes:
         those = [each for each in shown if each.row["class"] == damage
@@ -36,7 +37,7 @@ def contact_sheet(shown: list[Shown], classes: list[str], per_class: int) -> Ima
             if row:
                 rows.append(row)
                 labels.append(label)
-    return grid(rows, labels)
+    return grid(rows, labels) if rows else None
 
 
 def thumbnail(file: Path) -> Image.Image:

@@ -29,8 +29,10 @@ PAGE = Path(__file__).with_suffix(".html")
 SIDE = 160  # of the thumbnails, in pixels
 SMALL = 32  # side of the pictures whose distance decides which photo is the nearest
 # Numbers of samples.jsonl to sort by.
-SCORES = {"distance": "distance to the nearest photo", "fidelity": "change inside the mask",
-          "change": "strength of the change", "cells": "latent cells of the mask"}
+SCORES = {"probability": "probability of its class", "copy_distance": "distance to photos of its class",
+          "real_distance": "the same in features", "distance": "distance to the nearest photo",
+          "fidelity": "change inside the mask", "change": "strength of the change",
+          "cells": "latent cells of the mask"}
 
 
 class TrainingPhotos:

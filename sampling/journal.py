@@ -9,7 +9,8 @@ from runtime.errors import UserError
 from runtime.files import read_rows
 
 TITLES = {"photos": "the content of --images",  # settings that are not flags
-          "inputs": "the content of --images or --masks"}
+          "inputs": "the content of --images or --masks",
+          "selector": "the network or the photos of --select"}
 
 
 def read_journal(journal: Path, settings: dict[str, Any], defaults: dict[str, Any],

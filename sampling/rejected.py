@@ -1,6 +1,8 @@
-"""Images taken out of a sample folder by --reject: kept in rejected/, and drawn again with other noise.
+"""Images that are not in the dataset: taken out by --reject, or thrown away by --select as they were drawn.
+They are kept in rejected/, and others are drawn in their place, with other noise.
 
-    rejected/samples.jsonl                    the rows of the images, which samples.jsonl no longer has
+    rejected/samples.jsonl                    the rows of the images, which samples.jsonl does not have; where
+                                              --select threw one away, with its reasons as `failed`
     rejected/<damage>/NNN-<redraw>.png        the images, and NNN-<redraw>_mask.png their masks
 """
 
@@ -29,21 +31,37 @@ class Rejected:
         """How often each file, named as in samples.jsonl, was rejected."""
         return Counter(str(row.get("file")) for row in read_rows(self.journal))
 
+    def failures(self) -> Counter[str]:
+        """How often --select threw each file away since a person last rejected it."""
+        found = Counter[str]()
+        for row in read_rows(self.journal):
+            name = str(row.get("file"))
+            found[name] = found[name] + 1 if "failed" in row else 0
+        return found
+
+    def files(self, row: dict[str, Any], image: Path) -> Files:
+        """Where the image of a row lies, whose file in the dataset is `image`, and its mask."""
+        stem = self.folder.joinpath(*str(row["class"]).split("/"), f"{image.stem}-{redraw_of(row)}")
+        return Files(stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}_mask.png"))
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Write the row of an image whose files are here already: a row counts as one drawing."""
+        self.folder.mkdir(exist_ok=True)
+        cut_back(self.journal)
+        append_row(self.journal, row)
+        sync(self.journal)
+
     def add(self, row: dict[str, Any], files: Files) -> None:
         """Note the row of an image, then move its mask and the image, if they are still there."""
         redraw = redraw_of(row)
         if self.counts()[row["file"]] <= redraw:  # else a command that did this was stopped
-            self.folder.mkdir(exist_ok=True)
-            cut_back(self.journal)
-            append_row(self.journal, row)
-            sync(self.journal)
-        place = self.folder.joinpath(*str(row["class"]).split("/"))
-        stem = f"{files.image.stem}-{redraw}"
-        for file, name in ((files.mask, f"{stem}_mask.png"), (files.image, f"{stem}.png")):
+            self.append(row)
+        places = self.files(row, files.image)
+        for file, place in ((files.mask, places.mask), (files.image, places.image)):
             if file.exists():
-                with naming_errors(place / name):
-                    place.mkdir(parents=True, exist_ok=True)
-                    os.replace(file, place / name)
+                with naming_errors(place):
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    os.replace(file, place)
 
 
 def read_list(file: Path) -> dict[str, int]:

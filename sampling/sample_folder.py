@@ -56,7 +56,8 @@ class SampleFolder:
         self.mask_values = mask_values(classes, settings["layout"])
         self.rows: dict[str, dict[str, Any]] = {}  # by image
         self.taken_out = Rejected(self._aside("rejected"))
-        self.redraws: Counter[str] = Counter()  # how often each image was rejected
+        self.redraws: Counter[str] = Counter()  # how often each image was rejected or thrown away
+        self.failures: Counter[str] = Counter()  # how often --select threw each away in a row
         self.rejected: list[str] = []  # why masks did not fit
         self.left_out: list[str] = []  # the classes of images for which no mask fitted
 
@@ -90,8 +91,12 @@ class SampleFolder:
                                     "generated images do not go into a dataset: give another --out")
 
     def _read(self) -> None:
-        self.rows = read_journal(self.journal, self.settings, self.defaults, self.digests)
-        self.redraws = self.taken_out.counts()
+        self.rows, _ = (read_journal(journal, self.settings, self.defaults, self.digests)
+                        for journal in (self.journal, self.taken_out.journal))
+        self._count()
+
+    def _count(self) -> None:
+        self.redraws, self.failures = self.taken_out.counts(), self.taken_out.failures()
 
     def files(self, damage: str, number: int) -> Files:
         """The files of an image and its mask; product/damage becomes <product>/image/<damage>."""
@@ -118,6 +123,10 @@ class SampleFolder:
         """The class and number that an image is drawn by: others after each time that it was rejected."""
         damage, number = pair
         return damage, number + MOST * self.redraws[self._name(self.files(*pair).image)]
+
+    def failed(self, pair: Wanted) -> int:
+        """How often --select threw an image away since a person last rejected it."""
+        return self.failures[self._name(self.files(*pair).image)]
 
     def reject(self, file: Path) -> int:
         """Take the images out that the list `file` names; returns how many, less those taken out before.
@@ -147,7 +156,7 @@ class SampleFolder:
             del self.rows[row["file"]]
         if rows:
             save_rows(self.journal, list(self.rows.values()))
-            self.redraws = self.taken_out.counts()
+            self._count()
 
     def _files_of(self, row: dict[str, Any]) -> Files | None:
         """The files of a row; None for one that this command did not write."""
@@ -169,7 +178,7 @@ class SampleFolder:
         pairs = [(damage, number) for damage in classes for number in range(per_class)]
         files = [self.files(*pair).image for pair in pairs]
         foreign = [file for file in files if file.exists() and self._name(file) not in self.rows]
-        if not self.journal.exists():
+        if not self.journal.exists() and not self.taken_out.journal.exists():
             foreign = [file for file in (self.grid, self.gallery) if file.exists()] + foreign
         if foreign:
             raise UserError(f"{foreign[0]}: exists and was not drawn by this command; give another --out")
@@ -177,22 +186,30 @@ class SampleFolder:
 
     def add(self, sample: Sample, damage: str, number: int) -> None:
         """Write one image's row, then its mask if it has one, then the image; note masks that did not fit.
+
+        What --select threw away goes to rejected/, files first: its row alone says that it was drawn.
         """
         self.rejected += sample.rejected
         if sample.image is None:
             self.left_out.append(damage)
             return
         files = self.files(damage, number)
-        name = self._name(files.image)
+        name, value = self._name(files.image), self.mask_values.get(damage, 0)
+        inputs = {"inputs": self.digests[damage][0]} if damage in self.digests else {}
+        redraw = {"redraw": self.redraws[name]} if self.redraws[name] else {}
+        row = {"file": name, "class": damage, "number": number, **redraw, **self.settings, **inputs,
+               **sample.about}
+        if "failed" in row:
+            self.taken_out.files(row, files.image).write(sample.image, sample.mask, value)
+            self.taken_out.append(row)
+            self.redraws[name] += 1
+            self.failures[name] += 1
+            return
         if name not in self.rows:
-            inputs = {"inputs": self.digests[damage][0]} if damage in self.digests else {}
-            redraw = {"redraw": self.redraws[name]} if self.redraws[name] else {}
-            row = {"file": name, "class": damage, "number": number, **redraw, **self.settings, **inputs,
-                   **sample.about}
             append_row(self.journal, row)
             sync(self.journal)
             self.rows[name] = row
-        files.write(sample.image, sample.mask, self.mask_values.get(damage, 0))
+        files.write(sample.image, sample.mask, value)
 
     def finish(self, header: Header, classes: list[str], per_class: int) -> None:
         """Report the masks that did not fit, and write what describes the images: grid.png, gallery.html,
@@ -200,7 +217,8 @@ class SampleFolder:
         self._report_unplaced()
         if self.settings["layout"] == "coco":
             self._annotate()
-        save_image(self.grid, contact_sheet(self.shown(), classes, per_class))
+        if sheet := contact_sheet(self.shown(), classes, per_class):
+            save_image(self.grid, sheet)
         write_gallery(self.gallery, self.shown(), TrainingPhotos(header))
 
     def _annotate(self) -> None:

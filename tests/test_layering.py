@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "data": "runtime dataset",
     "checkpoints": "runtime sd sd.pretrained lora",
     "evaluation": LIBRARIES,
-    "sampling": LIBRARIES,
+    "sampling": LIBRARIES + " evaluation",
     "training": LIBRARIES + " evaluation",
     "scripts": LIBRARIES + " evaluation sampling training",
     "tiny": LIBRARIES + " evaluation sampling training",

@@ -29,8 +29,9 @@ MAY_IMPORT = {
     "train_controlnet": TRAINING + " checkpoints.controlnet checkpoints.loading checkpoints.metadata "
                                    "sd.exact_shortcuts",
     "sample": "checkpoints.controlnet checkpoints.loading checkpoints.metadata checkpoints.presets "
-              "checkpoints.prompts checkpoints.strategies dataset.layouts dataset.placement sampling.batches "
-              "sampling.inputs sampling.placement_sheet sampling.presets sampling.sample_folder",
+              "checkpoints.prompts checkpoints.strategies dataset.layouts dataset.placement "
+              "evaluation.networks sampling.batches sampling.inputs sampling.open_folder "
+              "sampling.placement_sheet sampling.presets sampling.sample_folder sampling.selection",
 }
 
 
