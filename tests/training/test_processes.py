@@ -90,13 +90,18 @@ def test_two_processes_take_the_steps_of_one(script: str, forked: ForkedCommands
     assert [file.read_bytes() for file in two] == [file.read_bytes() for file in single] != []
 
 
-def test_sampling_leaves_the_same_files(forked: ForkedCommands, place: Place, tmp_path: Path,
-                                        one: dict[str, Path]) -> None:
-    ends = both(forked, "sample", tmp_path / "two", *arguments("sample", place, one))
+@pytest.mark.parametrize("more", [(), ("--select", "strict", "--tries", 2)], ids=["all", "selected"])
+def test_sampling_leaves_the_same_files(more: tuple[object, ...], forked: ForkedCommands, place: Place,
+                                        tmp_path: Path, one: dict[str, Path]) -> None:
+    given = [*arguments("sample", place, one), *more]
+    alone = tmp_path / "alone" if more else one["sample"]
+    if more:
+        assert forked.wait(forked.start("sample", alone, *given)).status == 0
+    ends = both(forked, "sample", tmp_path / "two", *given)
     assert [end.status for end in ends] == [0, 0], ends
     left, expected = ({file.relative_to(folder): file.read_bytes() for file in folder.rglob("*")
-                       if file.is_file()} for folder in (tmp_path / "two", one["sample"]))
-    assert left == expected and len(left) == 4 * 3 + 3
+                       if file.is_file()} for folder in (tmp_path / "two", alone))
+    assert left == expected and len(left) >= 4 * 3 + 3
 
 
 def test_evaluation_is_one_processes(forked: ForkedCommands, place: Place, tmp_path: Path,
