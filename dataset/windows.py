@@ -11,6 +11,7 @@ enlarges the photo at most CLOSEST times, because nothing more is in its pixels.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 
 import numpy as np
 import scipy
@@ -23,6 +24,7 @@ CLOSEST = 2.0  # pixels of the model for one of the photo, at most
 HELD = 1.5  # side of the closest view, in extents of the damage
 SEEN = 2  # latent cells across which damage shows in the widest of the close views
 TURNS = 10**6
+MOST = 50  # places whose latent cells are counted
 BORDER = 0.12  # of a view's side, to each side: turned, moved and zoomed out, augmentation reads no farther
 
 Box = tuple[int, int, int]  # (top, left, side) of a square, in pixels
@@ -49,18 +51,18 @@ def places_of(region: np.ndarray | None, kind: str, resolution: int) -> list[Pla
                                    left + columns.stop), side)]
     room = side if kind == "whole" else min(side, resolution / CLOSEST) / HELD
     along = int(region.shape[1] > region.shape[0])
-    rest, groups = np.array(sorted(found, key=lambda place: (place[along], place))), []
-    while len(rest):  # in the order of the longer side, so that as few as possible cover a strip
-        group, others = rest[0], []
-        most = max(room, longer_side(group))
-        for place in rest[1:]:
-            both = np.concatenate([np.minimum(group[:2], place[:2]), np.maximum(group[2:], place[2:])])
+    rest, groups = sorted(found, key=lambda place: (place[along], place)), list[Place]()
+    while rest:  # in the order of the longer side, so that as few as possible cover a strip
+        group, others, most = rest[0], list[Place](), max(room, longer_side(rest[0]))
+        end = bisect_left(rest, group[along] + most, key=lambda place: place[along])  # from there: too far
+        for place in rest[1:end]:
+            both = joined(group, place)
             if longer_side(both) <= most:
                 group = both
             else:
                 others.append(place)
-        groups.append((int(group[0]), int(group[1]), int(group[2]), int(group[3])))
-        rest = np.array(others)
+        groups.append(group)
+        rest = others + rest[max(end, 1):]
     return groups
 
 
@@ -70,9 +72,14 @@ def around(region: np.ndarray) -> Place:
     return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
 
 
-def longer_side(place: np.ndarray | Place) -> int:
+def joined(one: Place, other: Place) -> Place:
+    """The smallest place that holds both."""
+    return min(one[0], other[0]), min(one[1], other[1]), max(one[2], other[2]), max(one[3], other[3])
+
+
+def longer_side(place: Place) -> int:
     """The longer side of a place."""
-    return int(max(place[2] - place[0], place[3] - place[1]))
+    return max(place[2] - place[0], place[3] - place[1])
 
 
 def _pieces(place: Place, side: int) -> list[Place]:
@@ -163,9 +170,10 @@ def middle_window(kind: str, shape: tuple[int, ...], resolution: int, place: Pla
 
 def cells_of(region: np.ndarray, kind: str, resolution: int) -> int:
     """The latent cells that damage (H,W) touches in a view of that kind, `whole` or `close`: the median over
-    its places."""
+    its places, of many over MOST of them."""
+    places = places_of(region, kind, resolution)
     boxes = [middle_window(kind, region.shape, resolution, place)
-             for place in places_of(region, kind, resolution)]
+             for place in places[::math.ceil(len(places) / MOST) or 1]]
     if kind == "whole":  # all that one square shows
         boxes = [square_box(region.shape, region)] if boxes else []
     cut = (warp_mask(prepare(region, box, resolution), IDENTITY, resolution) for box in boxes)
