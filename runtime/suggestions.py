@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable
 
 
-def nearest(name: str, known: Iterable[str], similarity: float = 0.6) -> str | None:
+def nearest(name: str, known: Iterable[str], similarity: float = 0.65) -> str | None:
     """The known name most like `name`, at least `similarity` in [0,1] (difflib's ratio); None if none is.
 
     Upper and lower case count as equal.
