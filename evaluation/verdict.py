@@ -1,7 +1,8 @@
 """The verdict: what the numbers say, in at most five plain sentences.
 
 Damage, copies and variety are always spoken of, also where they were not measured. Masks are left out where
-no image was painted on a known photo, and cut and paste where there is none.
+no image was painted on a known photo, and cut and paste where there is none. Several damaged places an image
+are spoken of where there are too many, and no masks.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from math import hypot
 from typing import NamedTuple
 
 from evaluation.image_sets import ALL
+from evaluation.metrics import wilson
 from evaluation.numbers import GENERATED, HELD_OUT, PASTED, RENDERED, Findings, Metric, Number, number
 from evaluation.report import cell
 
@@ -29,7 +31,8 @@ class Sentence(NamedTuple):
 
 def verdict(findings: Findings) -> list[Sentence]:
     """At most five sentences, in the order of what matters first."""
-    found = (about(findings) for about in (_damage, _copies, _variety, _masks, _cut_and_paste))
+    found = (_damage(findings), _copies(findings), _variety(findings),
+             _masks(findings) or _places(findings), _cut_and_paste(findings))
     return [sentence for sentence in found if sentence]
 
 
@@ -185,6 +188,24 @@ def _masks(findings: Findings) -> Sentence | None:
     if inside["value"] > 0 and outside["value"] <= HELD * inside["value"]:
         return Sentence(GOOD, f"The masks hold: {rest}.")
     return Sentence(BAD, f"The masks do not hold: {rest}.")
+
+
+def _places(findings: Findings) -> Sentence | None:
+    """Over the damage types where they can be counted, generated and real."""
+    metric, rows = Metric.SEVERAL_PLACES, (GENERATED, HELD_OUT)
+    groups = [name for name in _types(findings, metric)[0] if _sure(findings.get(HELD_OUT, name, metric))]
+    if not groups:
+        return None
+    found = {}
+    for row in rows:
+        each = [findings.numbers[row][name][metric] for name in groups]
+        count, n = (sum(one[key] for one in each) for key in ("count", "n"))
+        found[row] = number(count / n, *wilson(count, n))
+    ours, real = found[GENERATED], found[HELD_OUT]
+    if ours["low"] <= real["high"]:
+        return None
+    return Sentence(BAD, f"Damage comes in several places too often: in {_percent(ours, metric)} of the "
+                         f"images of {_listed(groups)}, and in {_percent(real, metric)} of real photos.")
 
 
 COMPARED = {  # with cut and paste, in order of preference

@@ -165,3 +165,20 @@ def test_cut_and_paste(metric: Metric, ours: tuple, theirs: tuple, grade: str, t
 def test_cut_and_paste_without_numbers() -> None:
     found = said(LAST, findings(PASTED, KID=unknown("one side has no images of dent")))
     assert found == (UNCLEAR, "Whether cut and paste is better was not measured: see the notes.")
+
+
+@pytest.mark.parametrize(("several", "text"), [
+    (20, "Damage comes in several places too often: in 50 % [35, 65] of the images of crack, and in "
+         "5 % [1, 24] of real photos."), (4, None)])
+def test_several_damaged_places(several: int, text: str | None) -> None:
+    """Of the types where they can be counted; a difference within the intervals is not spoken of."""
+    found = findings()
+    found.add(GENERATED, "crack", {Metric.SEVERAL_PLACES: counted(several, 40)})
+    found.add(GENERATED, "dent", {Metric.SEVERAL_PLACES: unknown("dent cannot be counted without masks")})
+    found.add(HELD_OUT, "crack", {Metric.SEVERAL_PLACES: counted(1, 20)})
+    sentences = verdict(found)
+    assert len(sentences) == 3 + (text is not None)
+    assert text is None or sentences[LAST] == (BAD, text)
+    found.add(GENERATED, ALL, {Metric.CHANGE_INSIDE: number(30, 20, 40),
+                               Metric.CHANGE_OUTSIDE: number(1, 0, 2)})
+    assert "masks hold" in verdict(found)[LAST].text
