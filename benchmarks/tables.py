@@ -117,9 +117,20 @@ def views() -> Iterable[str]:
             yield f"| {f'{name} ' * (view == 'one square')}| {title} | {lost} | {cells} | {few} % |"
 
 
+def selection() -> Iterable[str]:
+    """docs/sampling.md: images right, kept and drawn, for each level of --select."""
+    for row in results("selection")["rows"]:
+        low, high = row["interval"]
+        thrown = row["thrown_away"]
+        right = f"{row['right']} of {row['kept']} ({percent(low)} to {percent(high)} %)"
+        yield (f"| `{row['level']}` | {right} | {row['drawn']} | "
+               f"{thrown.get('probability', 0)} | {thrown.get('copy_distance', 0)} |")
+
+
 TABLES: dict[str, tuple[Callable[[], Iterable[str]], ...]] = {
     "recipe": (ablations, latent_variants), "evaluation": (judges, coverage),
-    "controlnet": (controlnet, controlnet_size), "inpainting": (defect_weight,), "data": (views,)}
+    "controlnet": (controlnet, controlnet_size), "inpainting": (defect_weight,), "data": (views,),
+    "sampling": (selection,)}
 
 
 def main() -> None:
