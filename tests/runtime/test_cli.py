@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from bases import command
+from flag_example import Example, example
 
 import sample
 import train_class
@@ -15,23 +16,6 @@ from runtime.cli import flag, parse
 from runtime.errors import UserError
 from training.config import RunConfig, TrainConfig, rate_factor, run_folder
 from training.setup import make_optimizer
-
-
-@dataclass
-class Example:
-    """One flag of every kind."""
-
-    needed: str = flag(..., "must be given")
-    count: int = flag(3, "a number of 100 % of things", minimum=1, maximum=9)
-    rate: float = flag(0.5, "a rate", above=0)
-    limit: int | None = flag(None, "perhaps a number", minimum=1)
-    names: list[str] = flag(["a", "b"], "some names")
-    quick: bool = flag(True, "a switch")
-    way: str = flag("up", "one of two", choices=("up", "down"))
-
-
-def example(*argv: str) -> Example:
-    return parse(Example, "An example.", argv=list(argv))
 
 
 def test_defaults() -> None:
@@ -43,7 +27,7 @@ def test_defaults() -> None:
 
 def test_every_kind_of_flag() -> None:
     given = example("--needed", "", "--count", "9", "--rate", "1e-3", "--limit", "2", "--names", "c",
-                    "--no-quick", "--way", "down")
+                    "--no-quick", "--way-to", "down")
     assert given == Example("", 9, 1e-3, 2, ["c"], False, "down")
 
 
@@ -63,7 +47,7 @@ MISTAKES = {
     "not above": (["--needed", "x", "--rate", "0"], "more than 0"),
     "not finite": (["--needed", "x", "--rate", "nan"], "finite"),
     "infinite": (["--needed", "x", "--rate", "inf"], "finite"),
-    "no choice": (["--needed", "x", "--way", "left"], "--way"),
+    "no choice": (["--needed", "x", "--way-to", "left"], "--way-to"),
     "no value": (["--needed", "x", "--names"], "--names"),
 }
 

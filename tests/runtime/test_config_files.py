@@ -4,29 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from bases import Place, command
+from flag_example import Example, example
 
 import sample
 import train_class
-from runtime.cli import flag, parse
-
-
-@dataclass
-class Example:
-    """One flag of every kind."""
-
-    needed: str = flag(..., "must be given")
-    count: int = flag(3, "a number", minimum=1, maximum=9)
-    rate: float = flag(0.5, "a rate", above=0)
-    limit: int | None = flag(None, "perhaps a number", minimum=1)
-    names: list[str] = flag(["a", "b"], "some names")
-    quick: bool = flag(True, "a switch")
-    way_to: str = flag("up", "one of two", choices=("up", "down"))
-
 
 TOML = 'needed = "x"\ncount = 4\nrate = 1\nlimit = 2\nnames = ["c"]\nquick = false\n"way-to" = "down"\n'
 NEEDS_TOML = pytest.mark.skipif(sys.version_info < (3, 11), reason="tomllib came with Python 3.11")
@@ -35,10 +20,6 @@ NEEDS_TOML = pytest.mark.skipif(sys.version_info < (3, 11), reason="tomllib came
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-
-
-def example(*argv: str) -> Example:
-    return parse(Example, "An example.", argv=list(argv))
 
 
 @NEEDS_TOML
