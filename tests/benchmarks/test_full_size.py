@@ -31,6 +31,11 @@ def memory_is_given_back() -> Iterator[None]:
     ctypes.CDLL(None).malloc_trim(0)
 
 
+# GB. Measured: 6.9 to 7.1 for a class run, 7.6 to 8.0 with a ControlNet of rank 32, for the allocator and the
+# pages of mapped files differ from run to run. A second copy of the model or a whole ControlNet's gradients
+# and moments add 3.4 GB and more.
+ROOMY = 10
+
 # ---- parity
 
 @torch.no_grad()
@@ -92,7 +97,7 @@ def test_training_and_sampling(trained: Trained, tmp_path: Path) -> None:
     assert (trained.run / "adapter.safetensors").stat().st_size < 16e6
     assert list((trained.run / "previews").glob("*.png"))
     assert Image.open(tmp_path / "drawn" / "image" / "good" / "000.png").size == (64, 64)
-    assert max(trained.peak, sampling) < 8  # GB: the model is 3.8 in fp32, and at no time there twice
+    assert max(trained.peak, sampling) < ROOMY
 
 
 def test_training_a_controlnet(trained: Trained, tmp_path: Path) -> None:
@@ -102,4 +107,4 @@ def test_training_a_controlnet(trained: Trained, tmp_path: Path) -> None:
                trained.base, "--batch-size", "1", "--accumulate", "1", "--latent-variants", "1",
                "--preview-every", "0", "--max-steps", "2", "--control-rank", "32", "--out", tmp_path / "run")
     assert (tmp_path / "run/adapter.safetensors").stat().st_size < 0.1e9
-    assert peak < 8
+    assert peak < ROOMY
