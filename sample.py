@@ -31,7 +31,7 @@ from sampling.open_folder import open_folder
 from sampling.placement_sheet import show_placements
 from sampling.presets import drawing_settings
 from sampling.sample_folder import Sample, Wanted
-from sampling.selection import LEVELS, OFF, open_selection, told, yields
+from sampling.selection import LEVELS, OFF, TRIES, open_selection, told, yields
 from sd.guidance import EVERYWHERE
 from sd.samplers import SAMPLERS
 
@@ -111,7 +111,7 @@ class Config:
     select: str = flag(OFF, "throw away and draw again copies, and what is recognised no better than the "
                        "worst 5 % (light) or 20 % (strict) of the real photos; draws one image at a time",
                        group="data", choices=(OFF, *LEVELS), common=True)
-    tries: int = flag(4, "images drawn for one with --select, at most; where none is good, none is kept",
+    tries: int = flag(TRIES, "images drawn for one with --select, at most; where none is good, none is kept",
                       group="data", minimum=1, maximum=100)
     select_network: str = flag(LITE, "network of --select; evaluate with another one", group="data",
                                choices=CLASSIFIERS)

@@ -29,6 +29,8 @@ from runtime.suggestions import did_you_mean, same
 GOOD = "good"
 MASKS = ("mask", "ground_truth")  # folders of masks, in any layout
 COPIES = ("rgb_mask", "rbg_mask")  # of masks, coloured, in Defect Spectrum
+JOURNAL = "samples.jsonl"  # in a folder that sample.py wrote
+REJECTED = "rejected"  # in it, where images go that are not in the dataset
 
 
 class Layout(NamedTuple):
@@ -90,6 +92,11 @@ class Files(NamedTuple):
 def is_good(name: str) -> bool:
     """Whether a class, a damage type or product/damage, is that of undamaged images: good, or Good, .."""
     return name.split("/")[-1].casefold() == GOOD
+
+
+def is_aside(folder: Path) -> bool:
+    """Whether it holds the images that sample.py took out of the dataset around it."""
+    return folder.name == REJECTED and (folder / JOURNAL).is_file()
 
 
 def files_of(folder: Path, name: str, number: int, layout: str = "ds") -> Files:
@@ -163,7 +170,8 @@ def _plain_layout(folder: Path) -> Layout:
 def _unread(root: Path, products: list[Path]) -> tuple[Path, ...]:
     """The folders in `root` that hold pictures, but no product."""
     return tuple(child for child in visible(root) if root not in products and child.is_dir()
-                 and not any(product.is_relative_to(child) for product in products) and holds_pictures(child))
+                 and not any(product.is_relative_to(child) for product in products)
+                 and not is_aside(child) and holds_pictures(child))
 
 
 def find_products(names: list[str]) -> list[Product]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dataset.image_files import depth_notes, header_of, holds_pictures, is_picture, visible
-from dataset.layouts import COPIES, GOOD, MASKS, PLAIN, Photo, Product
+from dataset.layouts import COPIES, GOOD, MASKS, PLAIN, Photo, Product, is_aside
 from dataset.mask_files import likeness, mask_parts, read_mask, values_in
 from runtime.errors import UserError
 
@@ -192,7 +192,8 @@ def scan_products(products: list[Product]) -> Scan:
         scan.lost += [f"{folder}: not used: neither image/ nor test/ in it" for folder in product.unread]
         known = {*product.layout.images, product.layout.masks, *COPIES}
         if others := [entry for entry in visible(product.folder) if product.layout not in PLAIN
-                      and entry.is_dir() and entry.name not in known and holds_pictures(entry)]:
+                      and entry.is_dir() and entry.name not in known and not is_aside(entry)
+                      and holds_pictures(entry)]:
             scan.notes.append(f"{product.folder}: folders that its layout does not name are not used: "
                               f"{count_and_names(others)}")
         flat = not any(_subfolders(product.folder / name) for name in product.layout.images)

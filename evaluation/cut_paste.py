@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from dataset.augmentation import draw_motion, prepare, square_box, warp, warp_mask
 from dataset.image_files import read_image
-from dataset.layouts import GOOD, Photo, files_of, is_good
+from dataset.layouts import GOOD, JOURNAL, Photo, files_of, is_good
 from dataset.paste import View, paste
 from dataset.placement import Motion, move, place
 from dataset.views import view_of
@@ -88,7 +88,7 @@ def cut_and_paste(real: ImageSet, sets: EvaluationSets, out: Path, seed: int, or
     if lost:
         tqdm.write(f"cut and paste: {lost} of {len(todo)} images left out, as no place on a good image looks "
                    "like the one that the damage has", file=sys.stderr)
-    save_rows(out / "samples.jsonl", rows)
+    save_rows(out / JOURNAL, rows)
     return ImageSet(made, np.array(label, int))
 
 

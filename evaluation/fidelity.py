@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from dataset.image_files import read_image
-from dataset.layouts import Photo
+from dataset.layouts import JOURNAL, Photo
 from evaluation.numbers import Metric, Number, mean_of
 from runtime.errors import UserError
 from runtime.files import read_rows
@@ -28,7 +28,7 @@ def sources_in(folder: Path, named: list[str]) -> dict[Path, Path]:
     named: the folders of the command line. Raises UserError for a photo outside these, `folder` and the
     current folder.
     """
-    journal = folder / "samples.jsonl"
+    journal = folder / JOURNAL
     rows = [row for row in read_rows(journal) if row.get("photo")]
     return {(folder / str(row.get("file"))).absolute(): Path(followed(
         str(row["photo"]), journal, "run this in a folder above it", [folder, *named])) for row in rows}

@@ -14,7 +14,7 @@ from checkpoints.metadata import trained_with
 from data import DataConfig, load_dataset
 from dataset.classes import group_by_class
 from dataset.image_files import read_image, size_of
-from dataset.layouts import Photo, find_products
+from dataset.layouts import JOURNAL, Photo, find_products
 from dataset.scan import scan_products
 from evaluation.numbers import HELD_OUT
 from runtime.errors import UserError
@@ -160,7 +160,7 @@ def _split(ckpt: Path, fake: Path, classes: list[str], real: ImageSet,
     another content."""
     path = find_adapter(ckpt)
     _, header = read_adapter(path)
-    drawn_from = {str(row.get("checkpoint")) for row in read_rows(fake / "samples.jsonl")}
+    drawn_from = {str(row.get("checkpoint")) for row in read_rows(fake / JOURNAL)}
     if drawn_from and sha256(path) not in drawn_from:
         raise UserError(f"--ckpt {ckpt}: the images in {fake} were drawn from another checkpoint (see its "
                         "samples.jsonl)")

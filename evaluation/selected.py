@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dataset.layouts import Photo
+from dataset.layouts import JOURNAL, REJECTED, Photo
 from evaluation.image_sets import EvaluationSets, ImageSet
 from evaluation.networks import Network
 from runtime.errors import UserError
@@ -18,18 +18,23 @@ from runtime.files import read_rows
 
 def thrown_away(fake: Path) -> tuple[Path, list[dict[str, Any]]]:
     """The folder of the images that were drawn and are not in `fake`, and their rows."""
-    places = fake / "rejected", fake.with_name(f"{fake.name}-rejected")  # the second in MVTec AD's layout
-    found = [(place, rows) for place in places if (rows := read_rows(place / "samples.jsonl"))]
+    places = fake / REJECTED, fake.with_name(f"{fake.name}-{REJECTED}")  # the second in MVTec AD's layout
+    found = [(place, rows) for place in places if (rows := read_rows(place / JOURNAL))]
     return found[0] if found else (places[0], [])
+
+
+def _evaluated(rows: Iterable[dict[str, Any]], sets: EvaluationSets) -> list[dict[str, Any]]:
+    """The rows of images whose class is evaluated."""
+    return [row for row in rows if row.get("class") in {sets.classes[i] for i in sets.chosen}]
 
 
 def before_selection(sets: EvaluationSets, fake: Path) -> ImageSet | None:
     """The first drawing of every image, kept or not, of the evaluated classes; None where none was thrown
     away. Raises UserError where an image that was thrown away is not there any more."""
-    aside, gone = thrown_away(fake)
-    if not gone:
+    aside, rows = thrown_away(fake)
+    if not (gone := _evaluated(rows, sets)):
         return None
-    first = [row for row in gone if not row.get("redraw") and row.get("class") in sets.classes]
+    first = [row for row in gone if not row.get("redraw")]
     photos, label = [], []
     for row in first:
         stem = aside.joinpath(*row["class"].split("/"), f"{Path(row['file']).stem}-0")
@@ -40,14 +45,13 @@ def before_selection(sets: EvaluationSets, fake: Path) -> ImageSet | None:
         label.append(sets.classes.index(row["class"]))
     redrawn = {(fake / row["file"]).absolute() for row in first}
     kept = sets.fake[np.array([photo.image.absolute() not in redrawn for photo in sets.fake.photos], bool)]
-    lost = ImageSet(photos, np.array(label, int))
-    return (kept + lost).of(sets.chosen)
+    return kept + ImageSet(photos, np.array(label, int))
 
 
 def about_selection(sets: EvaluationSets, fake: Path, networks: Iterable[Network]) -> list[str]:
     """What a reader must know of images that were chosen."""
-    _, gone = thrown_away(fake)
-    kept, found = read_rows(fake / "samples.jsonl"), []
+    kept, gone = (_evaluated(rows, sets) for rows in (read_rows(fake / JOURNAL), thrown_away(fake)[1]))
+    found = []
     by_select = [row for row in gone if "failed" in row]
     for some, what in ((by_select, "thrown away (sample.py --select)"),
                        ([row for row in gone if "failed" not in row], "rejected (sample.py --reject)")):

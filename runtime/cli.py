@@ -192,10 +192,11 @@ def _meant(cls: type, unknown: Sequence[str]) -> str:
     if not name.startswith("-"):
         required = next((flag for flag, field in fields.items() if default_of(field) is ...), "")
         return f"; did you mean {required} {name}?" if required else ""
-    words = name.strip("-").replace("-", " ")
-    said = [flag for flag, field in fields.items() if field.metadata["help"].startswith(words)]
-    close = nearest(name, fields, 0.8) or next(iter(said), None) or nearest(name, fields)
-    return f"; did you mean {close}?" if close else ""
+    bare, known = name.strip("-"), [flag.strip("-") for flag in fields]
+    words = bare.replace("-", " ")
+    said = [flag.strip("-") for flag, field in fields.items() if field.metadata["help"].startswith(words)]
+    close = nearest(bare, known, 0.8) or next(iter(said), None) or nearest(bare, known)
+    return f"; did you mean --{close}?" if close else ""
 
 
 def _groups(cls: type) -> dict[str, list[dataclasses.Field]]:

@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from dataset.layouts import Files
+from dataset.layouts import JOURNAL, Files
 from runtime.errors import UserError
 from runtime.files import append_row, cut_back, naming_errors, read_rows, sync
 from sampling.journal import redraw_of
@@ -25,7 +25,7 @@ class Rejected:
     """What was rejected so far. `folder` need not exist."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.journal = folder, folder / "samples.jsonl"
+        self.folder, self.journal = folder, folder / JOURNAL
 
     def counts(self) -> Counter[str]:
         """How often each file, named as in samples.jsonl, was rejected."""

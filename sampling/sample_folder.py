@@ -14,7 +14,7 @@ from PIL import Image
 
 from checkpoints.metadata import Header
 from dataset.image_files import size_of
-from dataset.layouts import Files, files_of, mask_values
+from dataset.layouts import JOURNAL, REJECTED, Files, files_of, mask_values
 from dataset.mask_files import read_mask
 from runtime import distributed
 from runtime.errors import UserError
@@ -51,11 +51,11 @@ class SampleFolder:
 
     def __init__(self, folder: Path, classes: list[str], settings: dict[str, Any], defaults: dict[str, Any],
                  digests: dict[str, tuple[str, str]]) -> None:
-        self.folder, self.settings, self.journal = folder, settings, folder / "samples.jsonl"
+        self.folder, self.settings, self.journal = folder, settings, folder / JOURNAL
         self.defaults, self.digests, self.classes = defaults, digests, classes
         self.mask_values = mask_values(classes, settings["layout"])
         self.rows: dict[str, dict[str, Any]] = {}  # by image
-        self.taken_out = Rejected(self._aside("rejected"))
+        self.taken_out = Rejected(self._aside(REJECTED))
         self.redraws: Counter[str] = Counter()  # how often each image was rejected or thrown away
         self.failures: Counter[str] = Counter()  # how often --select threw each away in a row
         self.rejected: list[str] = []  # why masks did not fit

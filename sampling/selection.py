@@ -25,6 +25,7 @@ from checkpoints.metadata import Header, trained_with
 from data import DataConfig, DefectDataset, load_dataset
 from dataset.image_files import read_levels
 from dataset.layouts import is_good
+from evaluation.networks import LITE, Network, load_network
 from runtime import distributed
 from runtime.errors import UserError
 from runtime.files import read_rows, save_json
@@ -36,11 +37,10 @@ from sampling.sample_folder import Sample, SampleFolder
 from sd.vae import VAE
 
 if TYPE_CHECKING:
-    from evaluation.networks import Network
     from sampling.scores import Picture, Scorer
 
 LEVELS = {"light": 0.05, "strict": 0.2}  # share of the real photos that would not be recognised
-OFF = "off"
+OFF, TRIES = "off", 4
 SETTINGS = {"select": OFF, "selector": ""}  # of folders without
 
 
@@ -129,11 +129,14 @@ class Selection:
 
 def open_selection(level: str, tries: int, network: str, file: CheckpointFile, inputs: Inputs,
                    device: torch.device) -> Selection | None:
-    """--select; None for off. Raises UserError where the training photos are not there, or too few."""
+    """--select; None for off. Raises UserError where the training photos are not there, or too few, and for
+    flags that off has no use for."""
     if level == OFF:
+        for name, value, default in (("tries", tries, TRIES), ("select-network", network, LITE)):
+            if value != default:
+                raise UserError(f"--{name}: without --select nothing is drawn twice; give --select too, or "
+                                "omit it")
         return None
-    from evaluation.networks import load_network
-
     header = file.header
     masks = {"load_masks": True} if header.strategy.takes_masks else {}
     config = trained_with(header, DataConfig, augment=False, normalize_to_neg1_pos1=True, **masks)

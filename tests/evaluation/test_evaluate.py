@@ -543,9 +543,12 @@ def test_images_that_were_selected(bottles: Path, tmp_path: Path) -> None:
     assert outcome.status == 0 and "photos that selection did not see" in outcome.out, outcome
     before, after = numbers("before selection", "good"), numbers("generated", "good")
     assert before["n"]["value"] == after["n"]["value"] == 4
+    assert "not used" not in outcome.out + outcome.err
     confused = json.loads(Path("out/metrics.json").read_text())["confusions"]
     assert confused["before selection"] != confused["generated"]
     assert {"dca", "copies", "fid", "coverage"} <= before.keys()
+    outcome = run(bottles / "real", fake, "--classes", "contamination", "good")
+    assert outcome.status == 0 and "2 of 10 drawn images were thrown away" in outcome.out, outcome
 
 
 # --- does it help? ---

@@ -34,6 +34,7 @@ def test_every_kind_of_flag() -> None:
 MISTAKES = {
     "not given": ([], "required: --needed"),
     "unknown": (["--needed", "x", "--zzz", "1"], "unrecognized arguments: --zzz 1 (see"),
+    "like a flag by its dashes": (["--needed", "x", "--cn", "1"], "unrecognized arguments: --cn 1 (see"),
     "abbreviated": (["--need", "x"], "unrecognized arguments: --need x; did you mean --needed?"),
     "misspelt": (["--needed", "x", "--cuont=2"], "--cuont=2; did you mean --count?"),
     "in other words": (["--needed", "x", "--perhaps-a-number", "2"], "did you mean --limit?"),

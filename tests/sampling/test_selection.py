@@ -19,7 +19,8 @@ from sampling.scores import REASONS, Picture, bound, fit_scorer
 from tiny.bottles import draw_bottle
 
 CLASSES = ("broken_small", "contamination")
-FLAGS = ("--steps", 2, "--per-class", 3, "--classes", *CLASSES, "--out", "out", "--tries", 2)
+FLAGS = ("--steps", 2, "--per-class", 3, "--classes", *CLASSES, "--out", "out")
+STRICT = ("--select", "strict", "--tries", 2)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def strict(run: Path, forked: ForkedCommands, tmp_path_factory: pytest.TempPathF
     """A folder of images that were selected, and what the command said. In one thread, as all that is
     compared with it bit by bit."""
     folder = tmp_path_factory.mktemp("selected") / "once"
-    end = forked.wait(forked.start("sample", folder, "--ckpt", run, *FLAGS, "--select", "strict"))
+    end = forked.wait(forked.start("sample", folder, "--ckpt", run, *FLAGS, *STRICT))
     assert end.status == 0, end
     return folder / "out", end
 
@@ -76,14 +77,14 @@ def test_the_first_drawings_are_those_without_select(
         name = path.relative_to("out")
         first = out / "rejected" / name.parent.name / f"{name.stem}-0.png"
         assert path.read_bytes() == (first if first.exists() else out / name).read_bytes()
-    assert draw(run, "--select", "strict").failed_with("select was off, is strict")
+    assert draw(run, *STRICT).failed_with("select was off, is strict")
 
 
 def test_batches_and_kills_do_not_matter(strict: tuple[Path, End], run: Path, forked: ForkedCommands,
                                          tmp_path: Path) -> None:
     """kill -9 in front of two changes to files."""
     expected = contents(strict[0].parent)
-    arguments = "--ckpt", run, *FLAGS, "--select", "strict"
+    arguments = "--ckpt", run, *FLAGS, *STRICT
     assert draw_in(tmp_path / "batches", forked, *arguments, "--batch-size", 3) == expected
     for die_at in (9, 12):
         pid = forked.start("sample", tmp_path / "killed", *arguments, die_at=die_at)
@@ -113,9 +114,11 @@ def test_too_few_photos_are_said(run: Path, place: Place, tmp_path: Path, monkey
                                  ) -> None:
     monkeypatch.chdir(tmp_path)
     assert draw(run, "--select", "light").failed_with("--select light", "12 photos", "take 19")
+    assert draw(run, "--tries", 2).failed_with("--tries", "give --select")
+    assert draw(run, "--select-network", "resnet18").failed_with("--select-network", "give --select")
     place.data.rename(place.data.with_name("away"))
     try:
-        assert draw(run, "--select", "strict").failed_with(str(place.data))
+        assert draw(run, *STRICT).failed_with(str(place.data))
     finally:
         place.data.with_name("away").rename(place.data)
     assert not Path("out/image").exists()
