@@ -117,6 +117,18 @@ def views() -> Iterable[str]:
             yield f"| {f'{name} ' * (view == 'one square')}| {title} | {lost} | {cells} | {few} % |"
 
 
+def painted_views() -> Iterable[str]:
+    """docs/inpainting.md: whether small damage painted in each view is where its mask says, over the seeds."""
+    rows = results("painted_views")["rows"]
+    for view in ("whole", "close"):
+        own = [row for row in rows if row["view"] == view]
+        images = sum(row["images"] for row in own)
+        good = round(sum(row["over half"] * row["images"] for row in own))
+        low, high = wilson(good, images)
+        means = ", ".join(f"{row['iou']:.2f}" for row in own)
+        yield f"| `--view {view}` | {means} | {good} of {images} ({percent(low)} to {percent(high)} %) |"
+
+
 def selection() -> Iterable[str]:
     """docs/sampling.md: images right, kept and drawn, for each level of --select."""
     for row in results("selection")["rows"]:
@@ -129,7 +141,7 @@ def selection() -> Iterable[str]:
 
 TABLES: dict[str, tuple[Callable[[], Iterable[str]], ...]] = {
     "recipe": (ablations, latent_variants), "evaluation": (judges, coverage),
-    "controlnet": (controlnet, controlnet_size), "inpainting": (defect_weight,), "data": (views,),
+    "controlnet": (controlnet, controlnet_size), "inpainting": (defect_weight, painted_views), "data": (views,),
     "sampling": (selection,)}
 
 
