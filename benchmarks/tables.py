@@ -118,7 +118,7 @@ def views() -> Iterable[str]:
 
 
 def painted_views() -> Iterable[str]:
-    """docs/inpainting.md: whether small damage painted in each view is where its mask says, over the seeds."""
+    """docs/inpainting.md: whether small painted damage is where its mask says, over the seeds."""
     rows = results("painted_views")["rows"]
     for view in ("whole", "close"):
         own = [row for row in rows if row["view"] == view]
@@ -141,8 +141,8 @@ def selection() -> Iterable[str]:
 
 TABLES: dict[str, tuple[Callable[[], Iterable[str]], ...]] = {
     "recipe": (ablations, latent_variants), "evaluation": (judges, coverage),
-    "controlnet": (controlnet, controlnet_size), "inpainting": (defect_weight, painted_views), "data": (views,),
-    "sampling": (selection,)}
+    "controlnet": (controlnet, controlnet_size), "inpainting": (defect_weight, painted_views),
+    "data": (views,), "sampling": (selection,)}
 
 
 def main() -> None:
