@@ -22,10 +22,11 @@ from tiny.judge import classified, demo_images, describe, load_folder, load_or_t
 TRAIN = "--base tiny --resolution 128 --epochs 40 --batch-size 8 --lr 2e-3 --lr-decay 25=0.5 35=0.1 " \
         "--embedding-lr 1e-2 --init-std 0.5 --tokens-per-class 4 --class-dropout 0.1 --ema 0.99 " \
         "--preview-every 0 --save-every 20"
+PREVIEWS = "--preview-every 5 --features efficientnet_lite0 --judge efficientnet_lite0"
 PROMPT = "--prompt 'dark vessel with {damage} on-white'"  # words that the embedded base was trained on
 SAMPLE = "--guidance 2 --steps 25 --eta 1 --per-class 25 --batch-size 25"
 
-# name -> arm -> flags added to TRAIN and to SAMPLE (the last of equal flags wins)
+# name -> arm -> flags added to TRAIN and to SAMPLE (the last of equal flags wins; {run}: the folder trained)
 ABLATIONS: dict[str, dict[str, tuple[str, str]]] = {
     "tokens": {"1 token a class": ("--tokens-per-class 1", ""), "4 tokens": ("", ""),
                "8 tokens": ("--tokens-per-class 8", "")},
@@ -44,6 +45,7 @@ ABLATIONS: dict[str, dict[str, tuple[str, str]]] = {
                 "eta 1, guidance in 200 to 800": ("", "--guidance-interval 200 800")},
     "ema": {"EMA 0.99": ("", ""), "no EMA": ("--ema 0", "")},
     "min_snr": {"no weights": ("", ""), "min-SNR, gamma 5": ("--min-snr-gamma 5", "")},
+    "weights": {"last": (PREVIEWS, ""), "of the best preview": (PREVIEWS, "--ckpt {run}/best.safetensors")},
     "preset": {"better": ("", ""), "recipe": ("--tokens-per-class 1 --class-dropout 0 --ema 0",
                                               "--guidance 1 --eta 0")},
     "context": {"class": ("", ""), "prompt": (f"--context prompt --embedding-lr 5e-3 {PROMPT}", "")},
@@ -72,6 +74,7 @@ def measure(classifier: Any, config: Config, arm: str, seed: int, train: str, sa
     script, *train_flags = shlex.split(train)
     varied = shlex.split(ABLATIONS[config.name][arm][0])
     run = work / f"{'_'.join([script.removesuffix('.py'), *varied])}-{seed}"
+    sample = sample.replace("{run}", str(run))
     out = work / f"{config.name}-{arm.replace(' ', '_')}-{seed}"
     train_command = ["--data", str(work / "bottle"), "--out", str(run), "--seed", str(seed), *train_flags]
     sample_command = ["--ckpt", str(run), "--out", str(out), "--seed", str(seed), *shlex.split(sample)]
