@@ -18,6 +18,7 @@ from dataset.masks import MARGIN, grow, latent_cells
 from dataset.windows import Box, around, draw_window, middle_window, places_of
 from runtime.errors import UserError
 
+VISIBLE = 16  # levels of 255 that a pixel must differ by to count as changed
 RING = 4  # margins from the mask to where the ring ends in which colours are compared
 
 
@@ -125,10 +126,11 @@ def changes(before: np.ndarray, painted: np.ndarray, hole: np.ndarray) -> dict[s
     """How the model changed an image. before, painted: (R,R,3) uint8, both after the VAE; hole: (R,R).
 
     fidelity: the share of the squared change inside the hole, 0 to 1. change: the mean absolute change there,
-    in levels of 255.
+    in levels of 255. iou: intersection over union of the hole and the pixels that visibly changed.
     """
     difference = painted.astype(np.float32) - before
     square = np.square(difference).sum(axis=2)
-    inside = hole > 0
+    inside, changed = hole > 0, np.abs(difference).mean(axis=2) > VISIBLE
     return {"fidelity": round(float(square[inside].sum() / max(square.sum(), 1e-6)), 4),
-            "change": round(float(np.abs(difference[inside]).mean()), 2)}
+            "change": round(float(np.abs(difference[inside]).mean()), 2),
+            "iou": round(float((changed & inside).sum() / max((changed | inside).sum(), 1)), 4)}

@@ -12,12 +12,12 @@ from PIL import Image, ImageFilter
 
 from dataset.image_files import read_image
 from dataset.layouts import JOURNAL, Photo
+from dataset.paste import VISIBLE
 from evaluation.numbers import Metric, Number, mean_of
 from runtime.errors import UserError
 from runtime.files import read_rows
 from runtime.trusted_paths import followed
 
-VISIBLE = 16  # levels of 255 that a pixel must differ by to count as changed
 MOST_PSNR = 99.0  # decibels, for backgrounds that are equal bit for bit
 Measured = dict[Metric, float | None]
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -103,6 +104,12 @@ class MapFeatures(nn.Module):
             h = stage(h)
             found += [h.mean((2, 3)), h.amax((2, 3))]
         return torch.cat(found, dim=1)
+
+    def patches(self, image: Tensor) -> Tensor:
+        """(B, P, C): the last of these maps, each of its P places scaled to length 1."""
+        for stage in self.stages:
+            image = stage(image)
+        return F.normalize(image.flatten(2).transpose(1, 2), dim=2)
 
 
 def _lite() -> tuple[nn.Module, Path]:

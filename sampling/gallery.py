@@ -30,8 +30,10 @@ SIDE = 160  # of the thumbnails, in pixels
 SMALL = 32  # side of the pictures whose distance decides which photo is the nearest
 # Numbers of samples.jsonl to sort by.
 SCORES = {"probability": "probability of its class", "copy_distance": "distance to photos of its class",
-          "real_distance": "the same in features", "distance": "distance to the nearest photo",
+          "real_distance": "the same in features", "nn_score": "how like its patches are to photos'",
+          "distance": "distance to the nearest photo",
           "fidelity": "change inside the mask", "change": "strength of the change",
+          "iou": "overlap of change and mask",
           "cells": "latent cells of the mask"}
 
 

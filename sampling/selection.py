@@ -72,7 +72,7 @@ class Selection:
         self.scorer = fit_scorer(self.network, self._as_drawn(vae), label, self.header.classes, cropped,
                                  self.dataset.config.orientation, LEVELS[self.level])
         if self.header.strategy.inpaints:
-            self.scorer.missing["change, fidelity"] = "real photos do not show the part before its damage"
+            self.scorer.missing["change, fidelity, iou"] = "real photos do not show the part undamaged"
         if distributed.first():
             for key, why in self.scorer.missing.items():
                 print(f"--select {self.level}: not by {key}: {why}", file=sys.stderr)

@@ -107,5 +107,7 @@ def test_changes_are_counted_where_they_are() -> None:
     inside = view.image.astype(int)
     inside[view.hole > 0] += np.where(inside[view.hole > 0] > 127, -10, 10)
     painted = inside.astype(np.uint8)
-    assert changes(view.image, painted, view.hole) == {"fidelity": 1.0, "change": 10.0}
-    assert changes(view.image, painted, 1 - view.hole) == {"fidelity": 0.0, "change": 0.0}
+    assert changes(view.image, painted, view.hole) == {"fidelity": 1.0, "change": 10.0, "iou": 0.0}
+    plainly = view.image ^ (view.hole[..., None] << 7).astype(np.uint8)  # by 128 levels
+    assert changes(view.image, plainly, view.hole)["iou"] == 1
+    assert changes(view.image, painted, 1 - view.hole) == {"fidelity": 0.0, "change": 0.0, "iou": 0.0}

@@ -177,7 +177,7 @@ def test_the_evaluation_says_that_images_were_chosen(run: Path, place: Place) ->
     outcome = command(evaluate.main, "--real", place.data, "--fake", "generated", "--classes", "good",
                       "--out", "out", "--features", "efficientnet_lite0", "--judge", "efficientnet_lite0",
                       "--folds", 2, "--bootstrap", 10)
-    assert outcome.status == 0 and "1 of 5 drawn images were rejected" in outcome.out, outcome
+    assert outcome.status == 0 and "1 of 3 drawn images were rejected" in outcome.out, outcome
 
 
 TICK = """<script>

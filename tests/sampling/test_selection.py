@@ -50,7 +50,7 @@ def test_what_is_bad_is_thrown_away_and_drawn_again(strict: tuple[Path, End]) ->
     assert kept and thrown
     for row in (*kept, *thrown):
         bad = [key for key, limit in about["bounds"].items() if row[key] < limit]
-        assert row["real_distance"] > 0
+        assert row["real_distance"] > 0 and 0 < row["nn_score"] < 1
         assert row.get("failed", []) == bad and row["select"] == "strict"
     for name in {row["file"] for row in (*kept, *thrown)}:
         own = [row.get("redraw", 0) for row in (*thrown, *kept) if row["file"] == name]
@@ -103,11 +103,11 @@ def test_painted_damage_is_compared_with_real_damage(place: Place, inpaint_run: 
     monkeypatch.chdir(tmp_path)
     outcome = draw(inpaint_run, "--images", place.data / "image/good", "--classes", "broken_small",
                    "--select", "strict", "--layout", "mvtec", "--tries", 1, "--per-class", 2)
-    assert outcome.status == 0 and "not by change, fidelity" in outcome.err, outcome
+    assert outcome.status == 0 and "not by change, fidelity, iou" in outcome.err, outcome
     assert "not by copy_distance: 12 real photos have it, which are too few" in outcome.err
     found = [*read_rows(Path("out/samples.jsonl")), *read_rows(Path("out-rejected/samples.jsonl"))]
     assert len(found) == 2
-    assert all({"fidelity", "change", *REASONS} <= row.keys() for row in found)
+    assert all({"fidelity", "change", "iou", *REASONS} <= row.keys() for row in found)
 
 
 def test_too_few_photos_are_said(run: Path, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -132,6 +132,8 @@ def test_a_copy_is_seen_in_any_orientation() -> None:
     copy = Picture(np.rot90(pictures[3].image[:, ::-1]).copy())
     scores = scorer(copy, "broken_large")
     assert scores["copy_distance"] < 0.1 < scorer.bounds["copy_distance"] < 1
+    exact, another = (scorer(picture, "broken_large")["nn_score"] for picture in (pictures[3], pictures[12]))
+    assert exact == 1 > another
     assert scorer.failed(scores) == ["copy_distance"]
     assert "probability" in scorer.failed(scorer(pictures[12], "broken_large"))
 
