@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,11 +27,11 @@ from runtime.suggestions import did_you_mean, same
 from runtime.trusted_paths import remember
 from sampling.batches import batches_of, draw_all
 from sampling.generation import SamplingConfig, inpaint_images, reconstruct, sample_images
-from sampling.inputs import Inputs, Seams, control_settings, open_inputs, stacked_views
+from sampling.inputs import Input, Inputs, Seams, control_settings, open_inputs, stacked_views
 from sampling.open_folder import open_folder
 from sampling.placement_sheet import show_placements
 from sampling.presets import drawing_settings
-from sampling.sample_folder import Sample, Wanted
+from sampling.sample_folder import Sample
 from sampling.selection import LEVELS, OFF, TRIES, open_selection, told, yields
 from sd.guidance import EVERYWHERE
 from sd.samplers import SAMPLERS
@@ -96,6 +97,9 @@ class Config:
     view: str | None = flag(None, "square in which a mask is painted: whole (the largest) or close (around "
                             "the damage) (default: as the checkpoint was trained)", group="quality",
                             choices=("whole", "close"), common=True)
+    damages_per_image: list[int] = flag([1, 1], "fewest and most damages painted into a photo; the further "
+                                        "ones are of any of the checkpoint's types", group="quality",
+                                        minimum=1)
     paste: bool = flag(True, "keep all pixels of the photo outside the mask and its seam",
                        group="quality")
     match_colour: bool = flag(False, "shift the painted colours to those of the photo around the mask",
@@ -151,9 +155,8 @@ def external_loras(texts: list[str]) -> list[tuple[Path, float]]:
 
 
 def draw(loaded: LoadedCheckpoint, inputs: Inputs, sampling: SamplingConfig,
-         wanted: list[Wanted]) -> list[Sample]:
+         prepared: list[Input]) -> list[Sample]:
     """Draw one batch. An image for which no mask fits is left out."""
-    prepared = [inputs.prepare(*pair) for pair in wanted]
     given = [each for each in prepared if each.fits]
     names, damages = [(each.damage, each.number) for each in given], [each.damage for each in given]
     contexts = contexts_for(loaded.context, [loaded.header.classes.index(damage) for damage in damages])
@@ -192,7 +195,8 @@ def main() -> None:
         header, classes, config.seed, images=config.images, masks=config.masks,
         seams=Seams(config.paste, config.match_colour), view=config.view,
         control=control_settings(header, control, config.control_scale, drawing["mask_guidance"],
-                                 drawing["guidance"]), jitter=config.mask_jitter)
+                                 drawing["guidance"]), jitter=config.mask_jitter,
+        damages=config.damages_per_image)
     if config.placement_only:
         return show_placements(inputs, classes, config.per_class, Path(config.out), as_json=config.json)
     selection = open_selection(config.select, config.tries, config.select_network, file, inputs, device)
@@ -218,8 +222,8 @@ def main() -> None:
             if selection:
                 selection.calibrate(loaded.vae, folder)
             at_once = 1 if selection else inputs.at_once(config.batch_size)
-            draw_all(batches_of(classes, config.per_class, at_once, wanted),
-                     lambda batch: draw(loaded, inputs, sampling, batch), folder, set(wanted), selection)
+            draw_all(batches_of(classes, config.per_class, at_once, wanted), inputs,
+                     partial(draw, loaded, inputs, sampling), folder, set(wanted), selection)
         if distributed.first():
             folder.finish(header, classes, config.per_class)
     done = {"out": config.out, "classes": classes, "per_class": config.per_class, "drawn": len(wanted),

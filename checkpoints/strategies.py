@@ -24,5 +24,5 @@ class Strategy(NamedTuple):
 STRATEGIES = {
     "class": Strategy("train_class.py"),
     "inpaint": Strategy("train_inpaint.py", inpaints=True, flags=(
-        *CONTROL_FLAGS, "control", "images", "strength", "paste", "match_colour")),
+        *CONTROL_FLAGS, "control", "images", "damages_per_image", "strength", "paste", "match_colour")),
     "control": Strategy("train_controlnet.py", CONTROL_FLAGS, controls=True)}

@@ -178,6 +178,13 @@ def read_image(path: Path) -> np.ndarray:
         return pixels
 
 
+def as_rgb(levels: np.ndarray, path: Path) -> np.ndarray:
+    """Levels such as read_levels reads from `path` -> as read_image reads them, (H,W,3) uint8."""
+    if levels.dtype != np.uint8:
+        levels = (levels >> bits_used(path) - 8).astype(np.uint8)
+    return levels if levels.ndim == 3 else np.repeat(levels[..., None], 3, axis=2)
+
+
 def read_levels(path: Path) -> tuple[np.ndarray, int]:
     """A photo as it is stored, turned as EXIF says, and its white level: grey of more than 8 bits as (H,W)
     uint16, all others as read_image reads them. Raises UserError as read_image."""

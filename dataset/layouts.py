@@ -30,6 +30,7 @@ GOOD = "good"
 MASKS = ("mask", "ground_truth")  # folders of masks, in any layout
 COPIES = ("rgb_mask", "rbg_mask")  # of masks, coloured, in Defect Spectrum
 JOURNAL = "samples.jsonl"  # in a folder that sample.py wrote
+FURTHER = "further"  # in a row of it: what is noted of each damage of an image after the first
 REJECTED = "rejected"  # in it, where images go that are not in the dataset
 
 

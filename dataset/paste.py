@@ -106,6 +106,16 @@ def paste(photo: np.ndarray, view: View, painted: np.ndarray, *, seam: bool = Tr
     return Image.fromarray(photo)
 
 
+def touches(view: View, there: np.ndarray, *, seam: bool = True) -> bool:
+    """Whether pasting would change a pixel that is not 0 in `there` (H,W)."""
+    margin = max(1.0, MARGIN * view.box[2])
+    area = _changed(view, math.ceil(margin), seam)
+    if not seam or not there[area].any():
+        return bool(there[area].any())
+    away = scipy.ndimage.distance_transform_edt(view.mask[area] == 0)
+    return bool(((away < margin) & (there[area] != 0)).any())
+
+
 def _changed(view: View, reach: int, seam: bool) -> tuple[slice, slice]:
     """The rows and columns of the photo that pasting reads: those within `reach` of the mask, or, without a
     seam, of the whole square."""

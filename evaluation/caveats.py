@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dataset.layouts import FURTHER, JOURNAL
 from evaluation.image_sets import EvaluationSets
 from evaluation.networks import Network
 from evaluation.selected import about_selection
+from runtime.files import read_rows
 
 
 def caveats(sets: EvaluationSets, fake: Path, networks: dict[str, Network]) -> list[str]:
@@ -18,6 +20,12 @@ def caveats(sets: EvaluationSets, fake: Path, networks: dict[str, Network]) -> l
                      "noise of small numbers. Do not compare it with published values, nor with other "
                      "numbers of images; compare rows at equal N.")
     found += about_selection(sets, fake, networks.values())
+    rows = read_rows(fake / JOURNAL)
+    several = sum(any(more["class"] != row["class"] for more in row.get(FURTHER, [])) for row in rows)
+    if several:
+        found.append(f"{several} of {len(rows)} generated images hold damage of several types (sample.py "
+                     "--damages-per-image). Each counts under its first one, and all of its mask is read as "
+                     "that type's.")
     if sets.held_out is None:
         found.append("The generator may have been trained on all of these real images, and the classifiers "
                      "learn from them too: DCA then rewards copies. Train on a part of them "

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from tqdm import tqdm
 
 from runtime import distributed
+from sampling.further_damages import draw_damages
 from sampling.generation import Wanted
+from sampling.inputs import Input, Inputs
 from sampling.sample_folder import Sample, SampleFolder
 from sampling.selection import Selection
 
@@ -24,12 +26,16 @@ def batches_of(classes: list[str], per_class: int, batch_size: int,
     return [batch for batch in batches if not set(wanted).isdisjoint(batch)]
 
 
-def draw_all(batches: list[list[Wanted]], draw_batch: Callable[[list[Wanted]], list[Sample]],
+def draw_all(batches: list[list[Wanted]], inputs: Inputs, draw: Callable[[list[Input]], list[Sample]],
              folder: SampleFolder, wanted: set[Wanted], selection: Selection | None = None) -> None:
     """Each process draws every count-th batch; the first writes them all, in order.
 
-    With a selection, which draws images one by one, each comes with the drawings thrown away before it.
+    draw: inputs -> samples. With a selection, which draws images one by one, each comes with the drawings
+    thrown away before it.
     """
+    def draw_batch(pairs: list[Wanted]) -> list[Sample]:
+        return draw_damages(inputs, pairs, draw)
+
     with tqdm(total=len(wanted), unit="image", disable=None if distributed.first() else True) as bar:
         for start in range(0, len(batches), distributed.count()):
             _draw_turn(batches[start:start + distributed.count()], draw_batch, folder, wanted, bar, selection)

@@ -6,6 +6,7 @@ import hashlib
 import math
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,6 +57,7 @@ class Input(NamedTuple):
     about: dict[str, Any] = {}  # for samples.jsonl
     rejected: tuple[str, ...] = ()  # why earlier masks did not fit
     fits: bool = True  # False: no mask fits, and the image is left out
+    painted: Sample | None = None  # the photo with the damage that it has already
 
 
 @dataclass
@@ -71,13 +73,24 @@ class Inputs:
     seams: Seams = Seams()
     control: ControlSettings | None = None
     view: str = "whole"  # the square that a mask is painted in: whole or close
+    damages: Sequence[int] = (1, 1)  # of an image, at least and at most
     _few: set[str] = field(default_factory=set)  # masks of few latent cells, already named
+
+    def __post_init__(self) -> None:
+        """Raises UserError for numbers of damages that cannot be."""
+        text = f"--damages-per-image {' '.join(map(str, self.damages))}"
+        if len(self.damages) != 2 or self.damages[0] > self.damages[1]:
+            raise UserError(f"{text}: give the fewest and the most, such as 1 3")
+        if self.damages[1] > 1 and not isinstance(self.masks, MaskBank):
+            raise UserError(f"{text}: masks of a folder are used as they are, one an image; give --masks a "
+                            "dataset")
 
     @property
     def settings(self) -> dict[str, Any]:
         """What all images of a sample folder have in common."""
         photos = {**asdict(self.seams), "photos": content_digest(self.photos)} if self.photos else {}
         masks = {**self.masks.settings, "view": self.view} if self.masks else {}
+        masks |= {"damages_per_image": list(self.damages)} if self.photos else {}
         return {**photos, **masks, **(self.control._asdict() if self.control else {})}
 
     def digests(self) -> dict[str, tuple[str, str]]:
@@ -85,8 +98,10 @@ class Inputs:
         if self.masks is None:
             return {}
         earlier = earlier_digest([*(self.photos or []), *self.masks.files()])
-        return {name: (content_digest([*self.masks.files(name), *self.masks.sources(name)]), earlier)
-                for name in self.masks.classes}
+        names = {name: self.masks.classes if self.damages[1] > 1 else [name] for name in self.masks.classes}
+        return {name: (content_digest([*self.masks.files(*used), *(file for each in used
+                                                                   for file in self.masks.sources(each))]),
+                       earlier) for name, used in names.items()}
 
     def at_once(self, batch_size: int) -> int:
         """How many images to draw at once, `batch_size` at most: of large photos fewer, to save memory."""
@@ -118,7 +133,11 @@ class Inputs:
     def _placed(self, masks: MaskBank | MaskFiles, damage: str, number: int, attempt: int) -> Input:
         """One attempt of `prepare`. Raises DoesNotFit."""
         file = masks.photo_for(damage, number, self.photos, attempt) if self.photos else None
-        photo = read_image(file) if file else None
+        return self.placed_on(file, read_image(file) if file else None, masks, damage, number, attempt)
+
+    def placed_on(self, file: Path | None, photo: np.ndarray | None, masks: MaskBank | MaskFiles,
+                  damage: str, number: int, attempt: int) -> Input:
+        """Mask `number` of a class on the photo `file` (H,W,3), if there is one. Raises DoesNotFit."""
         placed = masks.place(damage, number, photo, attempt)
         name = below_here(placed.about["mask"])
         placed = placed._replace(about={**placed.about, "mask": name})
@@ -153,6 +172,7 @@ class Inputs:
             return Sample(image, given.mask, given.about, given.rejected)
         painted = np.asarray(image)
         photo, white = read_levels(given.file)
+        photo = photo if given.painted is None else np.array(given.painted.image)
         result = paste(photo, given.view, painted, seam=self.seams.paste,
                        match_colour=self.seams.match_colour, white=white)
         about = {**given.about, **changes(np.asarray(before), painted, given.view.hole)}
@@ -169,20 +189,22 @@ def stacked_views(given: list[Input]) -> tuple[Tensor, Tensor]:
 
 def open_inputs(header: Header, classes: list[str], seed: int, *, images: str | None, masks: str | None,
                 seams: Seams, control: ControlSettings | None, jitter: float = JITTER,
-                view: str | None = None) -> Inputs:
+                view: str | None = None, damages: Sequence[int] = (1, 1)) -> Inputs:
     """--images and --masks of a checkpoint, and --view, by default as it was trained; where that is mixed,
-    close. Raises UserError for what is missing."""
+    close. Further `damages` of an image are of any class of the checkpoint. Raises UserError for what is
+    missing."""
     if not header.strategy.takes_masks:
         return Inputs(header.resolution)
     photos = find_photos(images) if header.strategy.inpaints else None
-    masked = [name for name in classes if photos or not is_good(name)]
+    masked = [name for name in (header.classes if max(damages) > 1 else classes)
+              if photos or not is_good(name)]
     products = {name.rpartition("/")[0] for name in classes}
     if photos and len(products) > 1 and distributed.first():
         print(f"--images {images}: damage of {', '.join(sorted(products))} is painted into these photos; "
               "--classes chooses the damage of their product", file=sys.stderr)
     view = view or ("whole" if header.config.get("view", "whole") == "whole" else "close")
     return Inputs(header.resolution, open_masks(masks, header, masked, seed, jitter), photos, seams, control,
-                  view)
+                  view, damages)
 
 
 def find_photos(folder: str | None) -> list[Path]:

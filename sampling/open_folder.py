@@ -19,7 +19,8 @@ from sampling.selection import SETTINGS, Selection
 
 # What a row of samples.jsonl means by a setting that it lacks.
 DEFAULTS = {**vars(SamplingConfig()), **asdict(Seams()), **ControlSettings()._asdict(), "lora_scale": 1.0,
-            "loras": [], "layout": "ds", "placement": "object", "view": "whole", "crop": False, **SETTINGS}
+            "loras": [], "layout": "ds", "placement": "object", "view": "whole", "crop": False,
+            "damages_per_image": [1, 1], **SETTINGS}
 
 # What a layout lacks where the checkpoint draws no masks.
 MASKLESS = {"mvtec": "there is no ground_truth/, without which anomalib's MVTecAD reads nothing; its Folder "

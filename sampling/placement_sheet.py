@@ -11,11 +11,11 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from dataset.image_files import read_image
 from runtime import distributed
 from runtime.errors import UserError
 from runtime.files import save_image
 from runtime.pictures import grid, outline
+from sampling.further_damages import placed_damages
 from sampling.inputs import Input, Inputs
 
 SHOWN, SIDE = 8, 512  # masks a class, and the side of their pictures at most
@@ -37,7 +37,7 @@ def show_placements(inputs: Inputs, classes: list[str], per_class: int, out: Pat
             lost[damage] += not each.fits
             if each.fits:
                 found += [each.about["score"]] if "score" in each.about else []
-                row += [] if each.region is None else [_shown(each)]
+                row += [] if each.region is None else [_shown(inputs, each)]
         scores[damage] = round(float(np.median(found)), 4) if found else None
         if row:
             rows.append(row)
@@ -57,14 +57,15 @@ def show_placements(inputs: Inputs, classes: list[str], per_class: int, out: Pat
               file=sys.stderr)
 
 
-def _shown(given: Input) -> Image.Image:
-    """The photo with the mask outlined; without a photo the mask alone."""
+def _shown(inputs: Inputs, given: Input) -> Image.Image:
+    """The photo with the masks of all its damages outlined; without a photo the mask alone."""
     if given.file is None or given.view is None:
         assert given.region is not None
         picture, mask = Image.fromarray(given.region * np.uint8(255)), np.zeros_like(given.region)
     else:
-        picture, mask = Image.fromarray(read_image(given.file)), given.view.mask
+        picture, damages = placed_damages(inputs, given)
+        mask = given.view.mask if damages is None else damages
     shown = picture.convert("RGB")
     shown.thumbnail((SIDE, SIDE))
-    marks = Image.fromarray(mask * np.uint8(255)).resize(shown.size, Image.Resampling.BOX)
+    marks = Image.fromarray((mask > 0) * np.uint8(255)).resize(shown.size, Image.Resampling.BOX)
     return outline(shown, np.asarray(marks))

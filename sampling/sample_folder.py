@@ -14,7 +14,7 @@ from PIL import Image
 
 from checkpoints.metadata import Header
 from dataset.image_files import size_of
-from dataset.layouts import JOURNAL, REJECTED, Files, files_of, mask_values
+from dataset.layouts import FURTHER, JOURNAL, REJECTED, Files, files_of, mask_values
 from dataset.mask_files import read_mask
 from runtime import distributed
 from runtime.errors import UserError
@@ -29,7 +29,7 @@ from sampling.rejected import MOST, Rejected, read_list
 
 
 class Sample(NamedTuple):
-    """A generated image, its mask (H,W) in {0,1}, and what samples.jsonl holds of both.
+    """A generated image, its mask (H,W), k where the k-th damage is, and what samples.jsonl holds of both.
 
     rejected: why masks that were tried before did not fit. image: None where none fitted.
     """
@@ -38,6 +38,11 @@ class Sample(NamedTuple):
     mask: np.ndarray | None = None
     about: dict[str, Any] = {}
     rejected: tuple[str, ...] = ()
+
+
+def damages_of(row: dict[str, Any]) -> list[str]:
+    """The damage types of an image, in the order of their numbers in its mask."""
+    return [row["class"], *(each["class"] for each in row.get(FURTHER, []))]
 
 
 class SampleFolder:
@@ -194,13 +199,15 @@ class SampleFolder:
             self.left_out.append(damage)
             return
         files = self.files(damage, number)
-        name, value = self._name(files.image), self.mask_values.get(damage, 0)
+        name = self._name(files.image)
         inputs = {"inputs": self.digests[damage][0]} if damage in self.digests else {}
         redraw = {"redraw": self.redraws[name]} if self.redraws[name] else {}
         row = {"file": name, "class": damage, "number": number, **redraw, **self.settings, **inputs,
                **sample.about}
+        values = np.array([0, *(self.mask_values.get(each, 0) for each in damages_of(row))], np.uint8)
+        mask = None if sample.mask is None else values[sample.mask]
         if "failed" in row:
-            self.taken_out.files(row, files.image).write(sample.image, sample.mask, value)
+            self.taken_out.files(row, files.image).write(sample.image, mask, 1)
             self.taken_out.append(row)
             self.redraws[name] += 1
             self.failures[name] += 1
@@ -209,7 +216,7 @@ class SampleFolder:
             append_row(self.journal, row)
             sync(self.journal)
             self.rows[name] = row
-        files.write(sample.image, sample.mask, value)
+        files.write(sample.image, mask, 1)
 
     def finish(self, header: Header, classes: list[str], per_class: int) -> None:
         """Report the masks that did not fit, and write what describes the images: grid.png, gallery.html,
@@ -223,8 +230,11 @@ class SampleFolder:
 
     def _annotate(self) -> None:
         """Write annotations.json of every image there."""
-        pictures = [Annotated(self._name(file), size_of(file), row["class"],
-                              read_mask(mask) if mask.exists() else None) for file, mask, row in self.shown()]
+        pictures = []
+        for file, mask, row in self.shown():
+            values = read_mask(mask) if mask.exists() else np.zeros((1, 1), np.uint8)
+            regions = {name: values == self.mask_values.get(name) for name in damages_of(row)}
+            pictures.append(Annotated(self._name(file), size_of(file), row["class"], regions))
         save_rows(self.folder / "annotations.json", [coco_dataset(pictures)])
 
     def _report_unplaced(self) -> None:

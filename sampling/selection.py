@@ -23,7 +23,7 @@ from tqdm import tqdm
 from checkpoints.loading import CheckpointFile
 from checkpoints.metadata import Header, trained_with
 from data import DataConfig, DefectDataset, load_dataset
-from dataset.image_files import read_levels
+from dataset.image_files import as_rgb
 from dataset.layouts import is_good
 from evaluation.networks import LITE, Network, load_network
 from runtime import distributed
@@ -137,6 +137,9 @@ def open_selection(level: str, tries: int, network: str, file: CheckpointFile, i
                 raise UserError(f"--{name}: without --select nothing is drawn twice; give --select too, or "
                                 "omit it")
         return None
+    if inputs.damages[1] > 1:
+        raise UserError(f"--select {level}: judges images with one damage; leave out --damages-per-image, or "
+                        f"use --select {OFF}")
     header = file.header
     masks = {"load_masks": True} if header.strategy.takes_masks else {}
     config = trained_with(header, DataConfig, augment=False, normalize_to_neg1_pos1=True, **masks)
@@ -162,9 +165,7 @@ def painted_square(sample: Sample) -> tuple[np.ndarray, np.ndarray | None]:
         top, left, side = sample.about["box"]
         levels = levels[top:top + side, left:left + side]
         mask = None if mask is None else mask[top:top + side, left:left + side]
-    if levels.dtype != np.uint8:  # of a grey photo of more bits
-        levels = (levels * (255 / read_levels(Path(sample.about["photo"]))[1])).round().astype(np.uint8)
-    return levels if levels.ndim == 3 else np.repeat(levels[..., None], 3, axis=2), mask
+    return as_rgb(levels, Path(sample.about.get("photo", ""))), mask
 
 
 def yields(folder: SampleFolder, classes: list[str], per_class: int) -> dict[str, dict[str, Any]]:

@@ -39,8 +39,8 @@ PAGES: dict[str, tuple[Callable[[], None], type]] = {
     "-m tiny.judge": (judge.main, judge.Config),
 }
 # What numbers can be: a help text says which.
-UNITS = re.compile("pixels|images|photos|epochs|passes|steps|batches|share|scale|seed|strength|rate|decay|"
-                   "rank|alpha|norm|deviation|processes|trainings|tokens|vectors|judges|resamplings|noise|runs|"
+UNITS = re.compile("pixels|images|damages|photos|epochs|passes|steps|batches|share|scale|seed|strength|rate|"
+                   "decay|rank|alpha|norm|deviation|processes|trainings|tokens|vectors|judges|resamplings|noise|runs|"
                    "variants|seconds|GiB")
 
 

@@ -31,7 +31,7 @@ def test_run_lengths_say_the_mask(mask: np.ndarray) -> None:
 @given(MASKS)
 def test_regions_and_boxes(mask: np.ndarray) -> None:
     """The regions together are the mask, none is empty, and each box just holds its region."""
-    about = coco_dataset([Annotated("a.png", mask.shape[::-1], "crack", mask)])
+    about = coco_dataset([Annotated("a.png", mask.shape[::-1], "crack", {"crack": mask})])
     total = np.zeros(mask.shape, int)
     for annotation in about["annotations"]:
         counts = annotation["segmentation"]["counts"]
@@ -52,7 +52,7 @@ def write_dataset(folder: Path) -> dict[str, np.ndarray]:
     pictures = []
     for number, (name, mask) in enumerate(masks.items()):
         save(folder / name, picture(number, (64, 48)))
-        pictures.append(Annotated(name, (64, 48), DAMAGES[number], mask))
+        pictures.append(Annotated(name, (64, 48), DAMAGES[number], {DAMAGES[number]: mask}))
     (folder / "annotations.json").write_text(json.dumps(coco_dataset(pictures)))
     return masks
 
