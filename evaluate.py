@@ -35,6 +35,7 @@ from evaluation.numbers import BEFORE, COPY, GENERATED, PASTED, RENDERED, Findin
 from evaluation.out_folder import check_place, claim
 from evaluation.report import chart, table
 from evaluation.report_page import page
+from evaluation.seen_views import as_seen
 from evaluation.selected import before_selection
 from evaluation.vae_reconstruction import as_the_base_draws
 from evaluation.verdict import verdict
@@ -190,6 +191,7 @@ def evaluate(config: Config) -> None:
     device, out, findings = choose_device(config.device), Path(config.out), Findings()
     sets = load_sets(config.real, config.fake, config.classes, config.ckpt, config.skip_unreadable)
     real_digest = claim(out, sets.real, config.real)
+    sets = as_seen(sets, config.ckpt, out / "views")
     print(f"{len(sets.fake)} generated images against {len(sets.reference)} training images"
           + (f", {len(sets.held_out)} real ones held out" if sets.held_out else ""), file=sys.stderr)
     networks = load_networks(config, device, findings)

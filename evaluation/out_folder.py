@@ -38,6 +38,6 @@ def claim(out: Path, real: ImageSet, names: list[str]) -> str:
     if known != digest:
         raise UserError(f"{file}: the evaluation of other real photos ({earlier}) than --real "
                         f"{' '.join(names)}; give another --out, or delete that folder")
-    for made in ("cut_and_paste", "through_vae"):
+    for made in ("cut_and_paste", "through_vae", "views"):
         shutil.rmtree(out / made, ignore_errors=True)
     return digest

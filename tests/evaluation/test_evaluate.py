@@ -159,12 +159,31 @@ def test_shuffled_labels_put_dca_at_chance(tmp_path: Path) -> None:
 
 # --- what the generator has seen ---
 
-def checkpoint(path: Path, data: Path, most: int | None, base: str = "tiny") -> Path:
-    config = dataclasses.asdict(DataConfig(data=[str(data)], max_samples_per_damage_type=most))
+def checkpoint(path: Path, data: Path, most: int | None, base: str = "tiny", view: str = "whole") -> Path:
+    config = dataclasses.asdict(DataConfig(data=[str(data)], max_samples_per_damage_type=most, view=view))
     save_adapter(path, {"class_embedding.weight": torch.zeros(len(CLASSES), 1)}, Header(
         kind="class", classes=list(CLASSES), base=base, fingerprint="", resolution=64, tokens_per_class=1,
         class_dropout=0, rank=1, alpha=1, step=1, config=config))
     return path
+
+
+def test_close_views_are_compared_with_close_views(tmp_path: Path) -> None:
+    """The views themselves, as if generated: those of training photos are copies of what training saw."""
+    write_demo(tmp_path / "large", 4, 0, size=256)
+    ckpt = {view: checkpoint(tmp_path / f"{view}.safetensors", tmp_path / "large", 3, view=view)
+            for view in ("whole", "close")}
+    outcome = run(tmp_path / "large", tmp_path / "large", "--ckpt", ckpt["close"])
+    assert outcome.status == 0 and "as training saw them (--view close)" in outcome.err, outcome
+    views = tmp_path / "out/views"
+    with Image.open(views / "image/good/012.png") as image:
+        assert image.size == (64, 64)
+    fake = Path(shutil.copytree(views, tmp_path / "fake"))
+    copies = {}
+    for view in ("close", "whole"):
+        assert run(tmp_path / "large", fake, "--ckpt", ckpt[view]).status == 0
+        assert numbers("held-out real")["n"]["value"] == 4
+        copies[view] = numbers("generated")["copies"]["count"]
+    assert copies["whole"] < 12 <= copies["close"] and not views.exists()
 
 
 def test_a_checkpoint_tells_what_was_held_out(bottles: Path, tmp_path: Path) -> None:

@@ -1,0 +1,52 @@
+"""Real photos as a checkpoint was shown them: where it learnt from close views it draws such, which are
+compared with real photos at the same scale."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from checkpoints.adapter import find_adapter, read_adapter
+from checkpoints.metadata import trained_with
+from data import DataConfig, DefectDataset, Item
+from dataset.layouts import Photo, files_of
+from evaluation.image_sets import EvaluationSets, ImageSet
+from runtime.pictures import tensor_to_image
+
+
+def as_seen(sets: EvaluationSets, ckpt: str | None, out: Path) -> EvaluationSets:
+    """The sets with one view of each real photo in its place, written under `out`, where the checkpoint was
+    trained with --view close or mixed and draws whole pictures; else the sets themselves.
+
+    Damage painted into a photo leaves it as large as it was. Raises UserError for a mask that cannot be read.
+    """
+    header = read_adapter(find_adapter(Path(ckpt)))[1] if ckpt else None
+    if header is None or header.strategy.inpaints or header.config.get("view", "whole") == "whole":
+        return sets
+    config = trained_with(header, DataConfig, augment=False, load_masks=True,
+                          normalize_to_neg1_pos1=True)
+    print(f"real photos: a view of each, as training saw them (--view {config.view})", file=sys.stderr)
+
+    every = sets.real + sets.everything  # a photo may be in both
+    items = list({(photo.image, photo.mask_value): Item(**vars(photo), class_id=int(i))
+                  for photo, i in zip(every.photos, every.label, strict=True)}.values())
+    dataset = DefectDataset(items, sets.classes, config, header.resolution)
+    seen: dict[tuple[Path, int | None], Photo] = {}
+    for number, item in enumerate(tqdm(items, desc="views", unit="image", disable=None)):
+        example, mask = dataset.example(number, epoch=0), None
+        if item.mask is not None:
+            mask = example["mask"][0].numpy().astype(np.uint8)
+        files = files_of(out, sets.classes[item.class_id], number)
+        files.write(tensor_to_image(example["image"]), mask)
+        seen[item.image, item.mask_value] = Photo(files.image, None if mask is None else files.mask, None,
+                                                  item.product, item.damage)
+
+    def views(part: ImageSet) -> ImageSet:
+        return ImageSet([seen[photo.image, photo.mask_value] for photo in part.photos], part.label)
+
+    return replace(sets, real=views(sets.real), reference=views(sets.reference),
+                   held_out=None if sets.held_out is None else views(sets.held_out))
