@@ -26,9 +26,10 @@ from runtime.errors import UserError
 from runtime.suggestions import did_you_mean, same
 from runtime.trusted_paths import remember
 from sampling.batches import batches_of, draw_all
+from sampling.finished import finish
 from sampling.generation import SamplingConfig, inpaint_images, reconstruct, sample_images
-from sampling.inputs import Input, Inputs, Seams, control_settings, open_inputs, stacked_views
-from sampling.open_folder import open_folder
+from sampling.inputs import Input, Inputs, Seams, stacked_views
+from sampling.opening import control_settings, open_folder, open_inputs
 from sampling.placement_sheet import show_placements
 from sampling.presets import drawing_settings
 from sampling.sample_folder import Sample
@@ -225,7 +226,7 @@ def main() -> None:
             draw_all(batches_of(classes, config.per_class, at_once, wanted), inputs,
                      partial(draw, loaded, inputs, sampling), folder, set(wanted), selection)
         if distributed.first():
-            folder.finish(header, classes, config.per_class)
+            finish(folder, header, classes, config.per_class)
     done = {"out": config.out, "classes": classes, "per_class": config.per_class, "drawn": len(wanted),
             "rejected": rejected, "journal": str(folder.journal), "grid": str(folder.grid),
             "gallery": str(folder.gallery)}

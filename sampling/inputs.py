@@ -18,20 +18,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from checkpoints.controlnet import ControlSettings
-from checkpoints.loading import CheckpointFile
-from checkpoints.metadata import Header
-from dataset.image_files import depth_notes, read_image, read_levels, size_of
+from dataset.image_files import read_image, read_levels, size_of
 from dataset.layouts import is_good
 from dataset.masks import FEW_CELLS
 from dataset.paste import DoesNotFit, View, box_for, changes, make_view, paste
-from dataset.placement import JITTER
-from dataset.scan import Scan, photos_and_masks
-from runtime import distributed
 from runtime.errors import UserError
 from runtime.files import sha256
 from runtime.pictures import tensor_to_image
 from runtime.seeds import numpy_rng
-from sampling.mask_bank import MaskBank, MaskFiles, open_masks
+from sampling.mask_bank import MaskBank, MaskFiles
 from sampling.sample_folder import Sample, Wanted
 
 PIXELS = 1 << 27  # of all photos that are painted at once
@@ -185,69 +180,6 @@ def stacked_views(given: list[Input]) -> tuple[Tensor, Tensor]:
     image = torch.stack([torch.from_numpy(view.image.copy()) for view in views]).permute(0, 3, 1, 2)
     hole = torch.stack([torch.from_numpy(view.hole)[None] for view in views])
     return image.float() / 127.5 - 1, hole.float()
-
-
-def open_inputs(header: Header, classes: list[str], seed: int, *, images: str | None, masks: str | None,
-                seams: Seams, control: ControlSettings | None, jitter: float = JITTER,
-                view: str | None = None, damages: Sequence[int] = (1, 1)) -> Inputs:
-    """--images and --masks of a checkpoint, and --view, by default as it was trained; where that is mixed,
-    close. Further `damages` of an image are of any class of the checkpoint. Raises UserError for what is
-    missing."""
-    if not header.strategy.takes_masks:
-        return Inputs(header.resolution)
-    photos = find_photos(images) if header.strategy.inpaints else None
-    masked = [name for name in (header.classes if max(damages) > 1 else classes)
-              if photos or not is_good(name)]
-    products = {name.rpartition("/")[0] for name in classes}
-    if photos and len(products) > 1 and distributed.first():
-        print(f"--images {images}: damage of {', '.join(sorted(products))} is painted into these photos; "
-              "--classes chooses the damage of their product", file=sys.stderr)
-    view = view or ("whole" if header.config.get("view", "whole") == "whole" else "close")
-    return Inputs(header.resolution, open_masks(masks, header, masked, seed, jitter), photos, seams, control,
-                  view, damages)
-
-
-def find_photos(folder: str | None) -> list[Path]:
-    """The photos in a folder, by name. Raises UserError where there are none."""
-    if folder is None:
-        raise UserError("--images: this checkpoint paints into photos; give a folder of undamaged ones, such "
-                        "as DS-MVTec/bottle/image/good")
-    if not Path(folder).is_dir():
-        raise UserError(f"--images {folder}: no such folder; give one with photos of undamaged parts")
-    scan = Scan()
-    photos, _ = photos_and_masks(Path(folder), scan)
-    for line in scan.lost + scan.notes + depth_notes(photos) if distributed.first() else []:
-        print(line, file=sys.stderr)
-    if not photos:
-        inside = f", such as {folder}/image/good" if (Path(folder) / "image" / "good").is_dir() else ""
-        raise UserError(f"--images {folder}: no photos in it; give the folder that holds them{inside}")
-    return photos
-
-
-def control_settings(header: Header, control: CheckpointFile | None, scale: float, mask_guidance: float,
-                     guidance: float) -> ControlSettings | None:
-    """How the ControlNet counts: --control's, or else the checkpoint's own; None without one.
-
-    Raises UserError where a flag does not fit the checkpoints.
-    """
-    settings, about = ControlSettings(scale, mask_guidance), header.control
-    if control:
-        settings, about = settings._replace(control=sha256(control.path)), control.header.control
-        if (about is None or control.header.classes != header.classes
-                or control.header.resolution != header.resolution):
-            raise UserError(f"--control {control.path}: give a checkpoint of train_controlnet.py for what "
-                            f"--ckpt draws: {', '.join(header.classes)} at {header.resolution} px")
-        if guidance != 1 and not control.header.has_null:
-            raise UserError(f"--guidance {guidance:g}: {control.path} was trained without --class-dropout; "
-                            "use 1")
-    if about is None:
-        if settings != ControlSettings():
-            raise UserError("--control-scale, --mask-guidance: there is no ControlNet; add --control")
-        return None
-    if mask_guidance != 1 and about.mask_dropout == 0:
-        raise UserError(f"--mask-guidance {mask_guidance:g}: the ControlNet was trained without "
-                        "--mask-dropout, so an empty mask means no damage; use 1, or train it with 0.1")
-    return settings
 
 
 def below_here(path: str) -> str:

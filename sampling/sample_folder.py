@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,17 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from checkpoints.metadata import Header
-from dataset.image_files import size_of
 from dataset.layouts import FURTHER, JOURNAL, REJECTED, Files, files_of, mask_values
-from dataset.mask_files import read_mask
 from runtime import distributed
 from runtime.errors import UserError
-from runtime.files import append_row, cut_back, save_image, save_rows, sync
+from runtime.files import append_row, cut_back, save_rows, sync
 from runtime.locks import locked
-from sampling.coco import Annotated, coco_dataset
-from sampling.contact_sheet import Shown, contact_sheet
-from sampling.gallery import TrainingPhotos, write_gallery
+from sampling.contact_sheet import Shown
 from sampling.generation import Wanted
 from sampling.journal import read_journal, redraw_of
 from sampling.rejected import MOST, Rejected, read_list
@@ -127,11 +121,11 @@ class SampleFolder:
     def drawn_as(self, pair: Wanted) -> Wanted:
         """The class and number that an image is drawn by: others after each time that it was rejected."""
         damage, number = pair
-        return damage, number + MOST * self.redraws[self._name(self.files(*pair).image)]
+        return damage, number + MOST * self.redraws[self.name_of(self.files(*pair).image)]
 
     def failed(self, pair: Wanted) -> int:
         """How often --select threw an image away since a person last rejected it."""
-        return self.failures[self._name(self.files(*pair).image)]
+        return self.failures[self.name_of(self.files(*pair).image)]
 
     def reject(self, file: Path) -> int:
         """Take the images out that the list `file` names; returns how many, less those taken out before.
@@ -169,7 +163,7 @@ class SampleFolder:
         if damage not in self.classes or not isinstance(number, int):
             return None
         files = self.files(damage, number)
-        return files if self._name(files.image) == row.get("file") else None
+        return files if self.name_of(files.image) == row.get("file") else None
 
     def shown(self) -> list[Shown]:
         """Every image there, by class and number."""
@@ -182,7 +176,7 @@ class SampleFolder:
         """
         pairs = [(damage, number) for damage in classes for number in range(per_class)]
         files = [self.files(*pair).image for pair in pairs]
-        foreign = [file for file in files if file.exists() and self._name(file) not in self.rows]
+        foreign = [file for file in files if file.exists() and self.name_of(file) not in self.rows]
         if not self.journal.exists() and not self.taken_out.journal.exists():
             foreign = [file for file in (self.grid, self.gallery) if file.exists()] + foreign
         if foreign:
@@ -199,7 +193,7 @@ class SampleFolder:
             self.left_out.append(damage)
             return
         files = self.files(damage, number)
-        name = self._name(files.image)
+        name = self.name_of(files.image)
         inputs = {"inputs": self.digests[damage][0]} if damage in self.digests else {}
         redraw = {"redraw": self.redraws[name]} if self.redraws[name] else {}
         row = {"file": name, "class": damage, "number": number, **redraw, **self.settings, **inputs,
@@ -218,36 +212,8 @@ class SampleFolder:
             self.rows[name] = row
         files.write(sample.image, mask, 1)
 
-    def finish(self, header: Header, classes: list[str], per_class: int) -> None:
-        """Report the masks that did not fit, and write what describes the images: grid.png, gallery.html,
-        annotations.json. header: of the checkpoint."""
-        self._report_unplaced()
-        if self.settings["layout"] == "coco":
-            self._annotate()
-        if sheet := contact_sheet(self.shown(), classes, per_class):
-            save_image(self.grid, sheet)
-        write_gallery(self.gallery, self.shown(), TrainingPhotos(header))
-
-    def _annotate(self) -> None:
-        """Write annotations.json of every image there."""
-        pictures = []
-        for file, mask, row in self.shown():
-            values = read_mask(mask) if mask.exists() else np.zeros((1, 1), np.uint8)
-            regions = {name: values == self.mask_values.get(name) for name in damages_of(row)}
-            pictures.append(Annotated(self._name(file), size_of(file), row["class"], regions))
-        save_rows(self.folder / "annotations.json", [coco_dataset(pictures)])
-
-    def _report_unplaced(self) -> None:
-        """Name on stderr the masks that did not fit, and count the images left out."""
-        if self.rejected:
-            reasons = list(dict.fromkeys(self.rejected))
-            print(f"{len(self.rejected)} times a mask did not fit and another was tried: {reasons[0]}"
-                  + (f" (and {len(reasons) - 1} more)" if reasons[1:] else ""), file=sys.stderr)
-        if self.left_out:
-            counts = ", ".join(f"{damage} {count}" for damage, count in Counter(self.left_out).items())
-            print(f"{len(self.left_out)} images left out, as no mask fitted: {counts}", file=sys.stderr)
-
-    def _name(self, file: Path) -> str:
+    def name_of(self, file: Path) -> str:
+        """A file's path below the folder, as it stands in samples.jsonl."""
         return file.relative_to(self.folder).as_posix()
 
 

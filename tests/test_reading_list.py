@@ -30,8 +30,9 @@ MAY_IMPORT = {
                                    "sd.exact_shortcuts",
     "sample": "checkpoints.controlnet checkpoints.loading checkpoints.metadata checkpoints.presets "
               "checkpoints.prompts checkpoints.strategies dataset.layouts dataset.placement "
-              "evaluation.networks sampling.batches sampling.inputs sampling.open_folder "
-              "sampling.placement_sheet sampling.presets sampling.sample_folder sampling.selection",
+              "evaluation.networks sampling.batches sampling.finished sampling.inputs "
+              "sampling.opening sampling.placement_sheet sampling.presets sampling.sample_folder "
+              "sampling.selection",
 }
 
 

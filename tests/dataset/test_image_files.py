@@ -18,7 +18,7 @@ from dataset import image_files
 from dataset.image_files import read_image, size_of
 from dataset.mask_files import read_mask
 from runtime.errors import UserError
-from sampling.inputs import find_photos
+from sampling.opening import find_photos
 
 SHOWN = picture(0, (64, 48))
 SHOWN_MASK = np.zeros((48, 64), np.uint8)

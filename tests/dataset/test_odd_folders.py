@@ -16,8 +16,8 @@ from data import DataConfig, DefectDataset, load_dataset
 from dataset.classes import group_by_class
 from evaluation.image_sets import load_photos
 from runtime.errors import UserError
-from sampling.inputs import find_photos
 from sampling.mask_bank import MaskFiles, open_masks
+from sampling.opening import find_photos
 
 
 def load(*folders: Path, **options: object) -> DefectDataset:

@@ -42,6 +42,7 @@ def test_each_damage_stands_in_mask_and_journal(inpaint_run: Path, photos: Path)
     several = [row for row in noted if "further" in row]
     assert len(several) >= 6 and all(row["class"] != "good" for row in several)
     assert len({row["further"][0]["class"] for row in several}) > 1
+    assert (f"{9 - len(several)} images have fewer than 2 damages" in outcome.err) == (len(several) < 9)
     for row, one in zip(noted, single, strict=True):
         assert {**row, "further": 0, "damages_per_image": 0, "inputs": 0} == {
             **one, "further": 0, "damages_per_image": 0, "inputs": 0}  # the first damage is the same
