@@ -1,0 +1,115 @@
+"""The first 45 minutes on a GPU: does everything run there, is it right, and how fast is it?
+
+Each part runs in a process of its own, within its own time, so that none can end the others. Its result, or
+why there is none, goes into the result file at once; the same command goes on with the parts that are
+missing there.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.bench import processor
+from benchmarks.gpu_parts import PARTS
+from benchmarks.random_base import writable, write_random_base
+from benchmarks.timing import ROOT, record
+from runtime import errors
+from runtime.cli import flag, parse
+from runtime.errors import UserError
+from tiny.demo import write_demo
+
+EXAMPLE = """example:
+  python -m benchmarks.gpu_check
+  python -m benchmarks.gpu_check --device cpu --base tiny --resolution 64 --parts card attention dropout
+"""
+
+
+@dataclass
+class Config:
+    """The command line of benchmarks.gpu_check."""
+
+    device: str = flag("cuda", "cuda, or cpu for the parts that have a meaning there",
+                       choices=("cuda", "cpu"))
+    base: str = flag("random", "random: SD 1.5's size, random weights; or tiny, or a folder")
+    resolution: int = flag(512, "side of the images in pixels", minimum=64)
+    parts: list[str] = flag(list(PARTS), f"which of {', '.join(PARTS)}")
+    share: float = flag(1.0, "share of the seconds that each part may take", above=0)
+    work: str = flag("/tmp/gpu_check", "folder for base, data and runs; what is there is used again")
+    out: str = flag("benchmarks/gpu_check.json", "where the results go")
+
+
+def prepare(config: Config) -> None:
+    """Base and data in the work folder, if they are not there."""
+    work = Path(config.work)
+    if not (work / "bottle").exists():
+        write_demo(work / "bottle", 2, 0, size=2 * config.resolution)
+    if not (work / "base").exists():
+        print(f"base: {config.base}", file=sys.stderr)
+        if config.base == "random":
+            write_random_base(work / "base")
+        else:
+            writable(ROOT / "tiny" if config.base == "tiny" else Path(config.base), work / "base")
+
+
+def run_part(config: Config, name: str) -> dict[str, Any]:
+    """The result of a part as it prints it, or why there is none; and its seconds."""
+    command = [sys.executable, "-m", "benchmarks.gpu_parts", name, config.work, config.device,
+               str(config.resolution)]
+    began, limit = time.time(), PARTS[name].minutes * 60 * config.share
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit)
+        lines = done.stdout.strip().splitlines()
+        if done.returncode == 0 and lines:
+            found = {"result": json.loads(lines[-1])}
+        else:
+            found = {"failed": (done.stderr.strip().splitlines() or ["no message"])[-1][-500:]}
+    except subprocess.TimeoutExpired:
+        found = {"failed": f"not done after {limit:.0f} s"}
+    return {**found, "seconds": round(time.time() - began, 1)}
+
+
+def shown(name: str, row: dict[str, Any]) -> str:
+    """A part as a few lines of the table at the end."""
+    head = f"{name:10} {row['seconds']:7.1f} s  {PARTS[name].title}"
+    if "failed" in row:
+        return f"{head}\n    FAILED: {row['failed']}"
+    return "\n".join([head, *(f"    {key}: {value}" for key, value in row["result"].items())])
+
+
+def main() -> None:
+    """Run the parts that are missing in the result file, and print them all."""
+    config = parse(Config, __doc__, EXAMPLE, program="-m benchmarks.gpu_check")
+    if unknown := [name for name in config.parts if name not in PARTS]:
+        raise UserError(f"--parts {unknown[0]}: there are {', '.join(PARTS)}")
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: PyTorch sees no GPU here; --device cpu runs what has a meaning there")
+    card = torch.cuda.get_device_name() if config.device == "cuda" else processor()
+    here: dict[str, Any] = {"device": config.device, "card": card, "base": config.base,
+                            "resolution": config.resolution}
+    out = ROOT / config.out
+    before = json.loads(out.read_text()) if out.exists() else here
+    if {key: before.get(key) for key in here} != here:
+        raise UserError(f"--out {config.out}: holds the results of {before.get('card')} with other flags; "
+                        "give another file")
+    prepare(config)
+    rows: dict[str, Any] = before.get("parts", {})
+    for name in config.parts:
+        if "result" not in rows.get(name, {}) and (config.device == "cuda" or PARTS[name].on_cpu):
+            print(f"{name}: {PARTS[name].title}, {PARTS[name].minutes} minutes at most", file=sys.stderr)
+            rows[name] = run_part(config, name)
+            record(config.out, **here, cuda=torch.version.cuda, parts=rows)
+    for name in PARTS:
+        if name in rows:
+            print(shown(name, rows[name]))
+
+
+if __name__ == "__main__":
+    errors.run(main)

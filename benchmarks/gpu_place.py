@@ -1,0 +1,88 @@
+"""Where the parts of benchmarks.gpu_check work: a base, photos and a device; and our commands there."""
+
+from __future__ import annotations
+
+import os
+import re
+import statistics
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from benchmarks.rows import QUIET
+from benchmarks.timing import Run, steps_done, timed
+from runtime.files import read_rows
+from sd.pretrained.weights import load_unet
+from sd.unet import UNet
+
+Found = dict[str, Any]
+
+
+class Place(NamedTuple):
+    """Where a part works, and on what."""
+
+    work: Path
+    device: str
+    resolution: int
+
+    @property
+    def low(self) -> str:
+        """The half precision of training."""
+        return "fp16" if self.device == "cuda" else "bf16"
+
+    def new(self, name: str) -> Path:
+        """A folder that is not there yet."""
+        return self.work / f"{name}-{os.getpid()}-{time.time_ns()}"
+
+    def command(self, script: str, out: Path, *more: object, precision: str | None = None) -> Run:
+        """Run one of our commands; a training is of the recipe, without previews."""
+        data = ["--data", self.work / "bottle"] if script.startswith("train") else []
+        plain = [*QUIET, "--resolution", self.resolution] if data else []
+        words = [script, *data, *plain, "--base", self.work / "base", "--precision", precision or self.low,
+                 "--device", self.device, "--out", out, *more]
+        return timed([str(word) for word in words], lambda: steps_done(out), device=self.device)
+
+    def recipe(self, out: Path, *more: object, precision: str | None = None) -> list[str]:
+        """The command line of a training of the recipe, without previews."""
+        words = ["train_class.py", *QUIET, "--data", self.work / "bottle", "--base", self.work / "base",
+                 "--resolution", self.resolution, "--device", self.device, "--precision",
+                 precision or self.low, "--out", out, *more]
+        return list(map(str, words))
+
+    def steps(self, *more: object, script: str = "train_class.py", count: int = 4) -> Found:
+        """A training of a few steps: seconds a step after the first, memory, what it said of its end."""
+        out = self.new("steps")
+        run = self.command(script, out, "--max-steps", count, *more)
+        rows = [row for row in read_rows(out / "metrics.jsonl") if "seconds" in row]
+        peak = re.search(r"peak memory (\S+) GiB", run.said)
+        return {"seconds": statistics.median(row["seconds"] for row in rows[1:]),
+                "card_gib": round(run.memory, 2), "allocated_gib": float(peak[1]) if peak else None,
+                "loss": rows[-1]["loss"], "skipped": rows[-1]["skipped"]}
+
+    def run_folder(self) -> Path:
+        """A class checkpoint, trained at the first call."""
+        out = self.work / "class"
+        if not (out / "adapter.safetensors").exists():
+            self.command("train_class.py", out, "--max-steps", 2, "--class-dropout", 0.1)
+        return out
+
+
+def relative(one: Tensor, other: Tensor) -> float:
+    """The largest difference over the largest value."""
+    return float(f"{(one.cpu().float() - other.cpu().float()).abs().max() / other.abs().max():.3g}")
+
+
+def noise_batch(place: Place, images: int = 2) -> tuple[Tensor, Tensor, Tensor]:
+    """z_t, t and contexts of one token."""
+    rng, side = torch.Generator().manual_seed(0), place.resolution // 8
+    width = unet_of(place, "cpu", torch.float32).config.cross_attention_dim
+    return (torch.randn(images, 4, side, side, generator=rng), torch.arange(1, images + 1) * 300,
+            torch.randn(images, 1, width, generator=rng))
+
+
+def unet_of(place: Place, device: str, dtype: torch.dtype) -> UNet:
+    """The base's UNet."""
+    return load_unet(str(place.work / "base"), device=torch.device(device), dtype=dtype)
