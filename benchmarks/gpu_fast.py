@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-import train_class
 from benchmarks.gpu_place import Found, Place
 from benchmarks.timing import ROOT, timed
 from runtime.files import read_rows
@@ -34,7 +33,6 @@ def kind_of(name: str) -> str:
 
 def profile(place: Place) -> Found:
     """Three steps of the recipe: milliseconds a step by kind of kernel, and of the step as a whole."""
-    sys.argv = place.recipe(place.new("profile"), "--max-steps", 7)
     plan = torch.profiler.schedule(wait=2, warmup=1, active=3, repeat=1)
     found: Found = {}
 
@@ -57,7 +55,7 @@ def profile(place: Place) -> Found:
             profiler.step()
 
         register_optimizer_step_post_hook(next_step)
-        train_class.main()
+        place.train_here(place.new("profile"), "--max-steps", 7)
     each = [1000 * (after - before) for before, after in zip(began[2:5], began[3:6], strict=True)]
     return {**found, "ms a step under the profiler": round(statistics.median(each), 1)}
 
@@ -67,8 +65,7 @@ def search(place: Place) -> Found:
     found = {}
     for on in (False, True):
         torch.backends.cudnn.benchmark, out = on, place.new("search")
-        sys.argv = place.recipe(out, "--max-steps", 12)
-        train_class.main()
+        place.train_here(out, "--max-steps", 12)
         rows = [row["seconds"] for row in read_rows(out / "metrics.jsonl") if "seconds" in row]
         found["with" if on else "without"] = statistics.median(rows[4:])
     return found

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import statistics
+import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.rows import QUIET
-from benchmarks.timing import Run, steps_done, timed
+from benchmarks.timing import ROOT, Run, steps_done, timed
 from runtime.files import read_rows
 from sd.pretrained.weights import load_unet
 from sd.unet import UNet
@@ -51,6 +53,11 @@ class Place(NamedTuple):
                  "--resolution", self.resolution, "--device", self.device, "--precision",
                  precision or self.low, "--out", out, *more]
         return list(map(str, words))
+
+    def train_here(self, out: Path, *more: object, precision: str | None = None) -> None:
+        """The recipe's training in this process, where it can be watched."""
+        sys.argv = self.recipe(out, *more, precision=precision)
+        runpy.run_path(str(ROOT / sys.argv[0]), run_name="__main__")
 
     def steps(self, *more: object, script: str = "train_class.py", count: int = 4) -> Found:
         """A training of a few steps: seconds a step after the first, memory, what it said of its end."""

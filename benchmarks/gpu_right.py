@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import lora
-import train_class
 from benchmarks.gpu_place import Found, Place, noise_batch, relative, unet_of
 from benchmarks.timing import ROOT, steps_done, timed
 from runtime.files import read_rows
@@ -98,8 +97,7 @@ def scaler(place: Place) -> Found:
     amp.GradScaler = functools.partial(torch.amp.GradScaler, init_scale=2.0**24)
     out = place.new("scaler")
     for steps in (8, 16):
-        sys.argv = place.recipe(out, "--max-steps", steps, precision="fp16")
-        train_class.main()
+        place.train_here(out, "--max-steps", steps, precision="fp16")
     rows = [row for row in read_rows(out / "metrics.jsonl") if "skipped" in row]
     return {"skipped": rows[-1]["skipped"], "skipped of the first 8": rows[7]["skipped"], "steps": len(rows),
             "finite at the end": rows[-1]["grad_norm"] is not None}
