@@ -130,13 +130,19 @@ def painted_views() -> Iterable[str]:
 
 
 def selection() -> Iterable[str]:
-    """docs/sampling.md: images right, kept and drawn, for each level of --select."""
+    """docs/sampling.md: images right, kept and drawn, for each level of --select, over the seeds."""
+    levels: dict[str, list[dict[str, Any]]] = {}
     for row in results("selection")["rows"]:
-        low, high = row["interval"]
-        thrown = row["thrown_away"]
-        right = f"{row['right']} of {row['kept']} ({percent(low)} to {percent(high)} %)"
-        yield (f"| `{row['level']}` | {right} | {row['drawn']} | "
-               f"{thrown.get('probability', 0)} | {thrown.get('copy_distance', 0)} |")
+        levels.setdefault(row["level"], []).append(row)
+    for level, rows in levels.items():
+        right, kept, drawn = (sum(row[key] for row in rows) for key in ("right", "kept", "drawn"))
+        thrown = [sum(row["thrown_away"].get(key, 0) for row in rows)
+                  for key in ("probability", "copy_distance")]
+        low, high = wilson(right, kept)
+        interval = f"{percent(right / kept)} % ({percent(low)} to {percent(high)})"
+        by_seed = ", ".join(str(row["right"]) for row in rows)
+        yield (f"| `{level}` | {right} of {kept}, {interval} | {by_seed} | {drawn} | {thrown[0]} | "
+               f"{thrown[1]} |")
 
 
 TABLES: dict[str, tuple[Callable[[], Iterable[str]], ...]] = {
