@@ -199,7 +199,7 @@ def evaluate(config: Config) -> None:
     rows = rows_of(config, sets, reconstructions, findings, out)
     pictures = measure(config, sets, rows, reconstructions, networks, findings, out)
     features = networks.get("features")
-    findings.warnings = caveats(sets, Path(config.fake), networks)
+    findings.warnings = caveats(sets, Path(config.fake), networks, config.ckpt)
     sentences, fid = verdict(findings), features.fid if features else "FID"
 
     about = {**{f"network: {name}": text for name, text in findings.networks.items()},

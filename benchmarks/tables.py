@@ -104,6 +104,40 @@ def defect_weight() -> Iterable[str]:
         yield f"| {row['arm'].removeprefix('weight ')} | {row['correct']} |"
 
 
+def placement() -> Iterable[str]:
+    """docs/inpainting.md: where masks go, by the rule before this one and now."""
+    now = results("placement")
+    both = (now["earlier"], now)
+
+    def row(title: str, cell: Callable[[dict[str, Any]], str]) -> str:
+        return f"| {title} | {' | '.join(cell(found) for found in both)} |"
+
+    def counted(product: str, key: str) -> Callable[[dict[str, Any]], str]:
+        def cell(found: dict[str, Any]) -> str:
+            about = found[product].get(key)
+            return f"{100 * about['share']:.0f} % ({about['right']} of {about['of']})" if about else ""
+        return cell
+
+    for key, title in (("on the bolt", "at least 80 % on the bolt, where it is so on its own photo"),
+                       ("on its part", "on the part it belongs to"),
+                       ("on its part, both bolts whole", "the same, both bolts whole"),
+                       ("on its part, a bolt partly outside", "the same, a bolt partly outside its photo"),
+                       ("on its part, another size", "the same, another size (1.25 times or more)")):
+        yield row(f"bolts: {title}", counted("bolts", key))
+    yield row("bolts: masks placed, of these with the first photo",
+              lambda found: "{placed} of {of}, {placed at once}".format(**found["bolts"]))
+    for product in ("drawn bottles", "photographed bottles"):
+        yield row(f"{product}: within 0.1 radii of its distance from the centre",
+                  counted(product, "within 0.1 radii of its distance from the centre"))
+        yield row(f"{product}: breaks on the lip, contamination inside",
+                  counted(product, "breaks on the lip, contamination inside, as on its own photo"))
+    yield row("cloth: least and most of what a tenth of the picture receives, 1 is even",
+              lambda found: f"{min(found['cloth']['tenths']):.2f} to {max(found['cloth']['tenths']):.2f} "
+                            f"({found['cloth']['placed']} masks)")
+    yield row("1,000 placements at 512 px, one core",
+              lambda found: f"{found['1,000 placements at 512 px']['seconds']:.0f} s")
+
+
 def views() -> Iterable[str]:
     """docs/data.md: what each view shows of the damage."""
     for product, found in results("views")["products"].items():
@@ -145,9 +179,35 @@ def selection() -> Iterable[str]:
                f"{thrown[1]} |")
 
 
+def photos() -> Iterable[str]:
+    """docs/evaluation.md: each strategy on photographs, drawn with and without --select, and the controls."""
+    def cells(numbers: dict[str, Any], titles: str) -> str:
+        about = numbers["all"]
+        found = []
+        for key, scale in (("dca", 100), ("sharp_dca", 100), ("fid_equal", 1)):
+            value = about.get(key, {})
+            unit = " %" if scale == 100 else ""
+            found.append(f"{scale * value['value']:.0f}{unit} [{scale * value['low']:.0f}, "
+                         f"{scale * value['high']:.0f}]" if value else "")
+        return f"| {titles} | {' | '.join(found)} | {100 * about['copies']['value']:.0f} % |"
+
+    names = {"class": "A", "inpaint": "B1", "control": "B2"}
+    rows = results("photos")["rows"]
+    for row in rows:
+        select = "" if row["level"] == "off" else f", `--select {row['level']}`"
+        yield cells(row["numbers"]["generated"], f"{names[row['strategy']]}{select} | {row['kept']} of "
+                                                 f"{row['drawn']}")
+    for strategy in names:
+        row = next(row for row in rows if row["strategy"] == strategy)
+        yield cells(row["numbers"]["cut and paste"], f"cut and paste, at {names[strategy]}'s size | ")
+    for control, title in (("through the VAE", "training photos through the VAE"),
+                           ("held-out real", "held-out photos")):
+        yield cells(rows[0]["numbers"][control], f"{title} | ")
+
+
 TABLES: dict[str, tuple[Callable[[], Iterable[str]], ...]] = {
     "recipe": (ablations, latent_variants), "evaluation": (judges, coverage),
-    "controlnet": (controlnet, controlnet_size), "inpainting": (defect_weight, painted_views),
+    "controlnet": (controlnet, controlnet_size), "inpainting": (placement, defect_weight, painted_views),
     "data": (views,), "sampling": (selection,)}
 
 

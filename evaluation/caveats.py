@@ -11,7 +11,7 @@ from evaluation.selected import about_selection
 from runtime.files import read_rows
 
 
-def caveats(sets: EvaluationSets, fake: Path, networks: dict[str, Network]) -> list[str]:
+def caveats(sets: EvaluationSets, fake: Path, networks: dict[str, Network], ckpt: str | None) -> list[str]:
     """Why some numbers mean less than they seem to. fake: the generated images' folder. networks: by use."""
     found, n, m = [], len(sets.fake), len(sets.reference)
     dimensions = networks["features"].dim if "features" in networks else None
@@ -21,6 +21,9 @@ def caveats(sets: EvaluationSets, fake: Path, networks: dict[str, Network]) -> l
                      "numbers of images; compare rows at equal N.")
     found += about_selection(sets, fake, networks.values())
     rows = read_rows(fake / JOURNAL)
+    if ckpt is None and any(row.get("view", "whole") != "whole" and "photo" not in row for row in rows):
+        found.append("The generated images are close views, and the real ones whole photos. Give --ckpt, and "
+                     "they are seen as the checkpoint saw them.")
     several = sum(any(more["class"] != row["class"] for more in row.get(FURTHER, [])) for row in rows)
     if several:
         found.append(f"{several} of {len(rows)} generated images hold damage of several types (sample.py "

@@ -111,9 +111,11 @@ def open_folder(out: Path, file: CheckpointFile, inputs: Inputs, sampling: Sampl
     refuse_inside(out, [name for name in [*read, *filter(is_trusted, header.config["data"])] if name])
     if layout in MASKLESS and not header.strategy.takes_masks and distributed.first():
         print(f"--layout {layout}: this checkpoint draws no masks, so {MASKLESS[layout]}", file=sys.stderr)
+    trained = header.config.get("view", "whole")
     settings: dict[str, Any] = {
         **vars(sampling), "lora_scale": lora_scale, "precision": precision,
         "checkpoint": sha256(file.path), "base": header.base, "resolution": header.resolution,
         "loras": [[sha256(path), strength] for path, strength in loras], "layout": layout,
-        **inputs.settings, **(selection.settings if selection else {})}
+        **({} if trained == "whole" else {"view": trained}), **inputs.settings,
+        **(selection.settings if selection else {})}
     return SampleFolder(out, header.classes, settings, DEFAULTS, inputs.digests())

@@ -178,6 +178,9 @@ def test_close_views_are_compared_with_close_views(tmp_path: Path) -> None:
     with Image.open(views / "image/good/012.png") as image:
         assert image.size == (64, 64)
     fake = Path(shutil.copytree(views, tmp_path / "fake"))
+    (fake / "samples.jsonl").write_text(json.dumps({"file": "image/good/012.png", "view": "close"}) + "\n")
+    assert "Give --ckpt" in run(tmp_path / "large", fake).out
+    (fake / "samples.jsonl").unlink()
     copies = {}
     for view in ("close", "whole"):
         assert run(tmp_path / "large", fake, "--ckpt", ckpt[view]).status == 0
