@@ -36,6 +36,7 @@ class Footprint(NamedTuple):
     operations: tuple[Operation, ...] = ()  # of the step, from the noised latents to the new weights
     drawing: tuple[Operation, ...] = ()  # of the forward pass alone
     encoding: tuple[Operation, ...] = ()  # of encoding one image
+    update: tuple[Operation, ...] = ()  # of the step, once for all the batches that it accumulates
 
 
 class Step(NamedTuple):
@@ -97,8 +98,8 @@ def footprint(config: RunConfig, step: Step, *, checkpointing: str) -> Footprint
         update = count.take()
         vae = VAE(step.vae)
         count.take()
-        with torch.no_grad():
+        with torch.no_grad(), autocast(half):
             vae.posterior(torch.randn(1, 3, config.resolution, config.resolution))
         encoding = count.take()
     return Footprint(resident, packed_bytes(unet), kept, peak, flops(forward + backward), flops(forward),
-                     flops(encoding), forward + backward + update, forward, encoding)
+                     flops(encoding), forward + backward + update, forward, encoding, update)
