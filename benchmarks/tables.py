@@ -207,7 +207,7 @@ def photos() -> Iterable[str]:
 
 
 TABLES: dict[str, tuple[Callable[[], Iterable[str]], ...]] = {
-    "recipe": (ablations, latent_variants), "evaluation": (judges, coverage),
+    "recipe": (ablations, latent_variants), "evaluation": (judges, coverage, photos),
     "controlnet": (controlnet, controlnet_size), "inpainting": (placement, defect_weight, painted_views),
     "data": (views,), "sampling": (selection,)}
 
