@@ -7,7 +7,10 @@ missing there.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -64,15 +67,17 @@ def run_part(config: Config, name: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.gpu_parts", name, config.work, config.device,
                str(config.resolution)]
     began, limit = time.time(), PARTS[name].minutes * 60 * config.share
-    try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit)
-        lines = done.stdout.strip().splitlines()
-        if done.returncode == 0 and lines:
-            found = {"result": json.loads(lines[-1])}
-        else:
-            found = {"failed": (done.stderr.strip().splitlines() or ["no message"])[-1][-500:]}
-    except subprocess.TimeoutExpired:
-        found = {"failed": f"not done after {limit:.0f} s"}
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                          start_new_session=True) as process:
+        try:
+            out, err = process.communicate(timeout=limit)
+            found = ({"failed": (err.strip().splitlines() or ["no message"])[-1][-500:]} if process.returncode
+                     else {"result": json.loads(out.strip().splitlines()[-1])})
+        except subprocess.TimeoutExpired:
+            found = {"failed": f"not done after {limit:.0f} s"}
+        finally:  # with the commands that it started, which would keep the card
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
     return {**found, "seconds": round(time.time() - began, 1)}
 
 

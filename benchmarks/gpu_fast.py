@@ -57,7 +57,9 @@ def profile(place: Place) -> Found:
         register_optimizer_step_post_hook(next_step)
         place.train_here(place.new("profile"), "--max-steps", 7)
     each = [1000 * (after - before) for before, after in zip(began[2:5], began[3:6], strict=True)]
-    return {**found, "ms a step under the profiler": round(statistics.median(each), 1)}
+    step = statistics.median(each)
+    return {**found, "ms a step under the profiler": round(step, 1),
+            "of these idle": round(max(0.0, step - found["busy, ms a step"]), 1)}
 
 
 def search(place: Place) -> Found:
