@@ -22,7 +22,7 @@ from runtime.trusted_paths import is_trusted
 from sampling.generation import SamplingConfig
 from sampling.inputs import Inputs, Seams
 from sampling.mask_bank import open_masks
-from sampling.sample_folder import SampleFolder, refuse_inside
+from sampling.sample_folder import SampleFolder
 from sampling.selection import SETTINGS, Selection
 
 # What a row of samples.jsonl means by a setting that it lacks.
@@ -98,6 +98,14 @@ def control_settings(header: Header, control: CheckpointFile | None, scale: floa
         raise UserError(f"--mask-guidance {mask_guidance:g}: the ControlNet was trained without "
                         "--mask-dropout, so an empty mask means no damage; use 1, or train it with 0.1")
     return settings
+
+
+def refuse_inside(out: Path, folders: list[str]) -> None:
+    """Raises UserError where generated images would be written into one of `folders`, which hold photos."""
+    for folder in folders:
+        if out.resolve().is_relative_to(Path(folder).expanduser().resolve()):
+            raise UserError(f"--out {out}: lies in {folder}, which holds the photos or masks that are read; "
+                            "generated images would mix with them: give another --out")
 
 
 def open_folder(out: Path, file: CheckpointFile, inputs: Inputs, sampling: SamplingConfig,

@@ -215,11 +215,3 @@ class SampleFolder:
     def name_of(self, file: Path) -> str:
         """A file's path below the folder, as it stands in samples.jsonl."""
         return file.relative_to(self.folder).as_posix()
-
-
-def refuse_inside(out: Path, folders: list[str]) -> None:
-    """Raises UserError where generated images would be written into one of `folders`, which hold photos."""
-    for folder in folders:
-        if out.resolve().is_relative_to(Path(folder).expanduser().resolve()):
-            raise UserError(f"--out {out}: lies in {folder}, which holds the photos or masks that are read; "
-                            "generated images would mix with them: give another --out")
