@@ -46,8 +46,8 @@ ABLATIONS: dict[str, dict[str, tuple[str, str]]] = {
     "ema": {"EMA 0.99": ("", ""), "no EMA": ("--ema 0", "")},
     "min_snr": {"no weights": ("", ""), "min-SNR, gamma 5": ("--min-snr-gamma 5", "")},
     "weights": {"last": (PREVIEWS, ""), "of the best preview": (PREVIEWS, "--ckpt {run}/best.safetensors")},
-    "preset": {"better": ("", ""), "recipe": ("--tokens-per-class 1 --class-dropout 0 --ema 0",
-                                              "--guidance 1 --eta 0")},
+    "preset": {"better": ("", ""), "recipe": (
+        "--tokens-per-class 1 --class-dropout 0 --ema 0 --preview-guidance 1", "--guidance 1 --eta 0")},
     "context": {"class": ("", ""), "prompt": (f"--context prompt --embedding-lr 5e-3 {PROMPT}", "")},
     "latent_variants": {"25 variants": ("", ""), "encoded at every step": ("--latent-variants 0", "")},
     "defect_weight": {"weight 0": ("", ""), "weight 0.5": ("--defect-weight 0.5", ""),
