@@ -99,8 +99,9 @@ class RunConfig(DataConfig, NetworkConfig):
     def check_guidance(self, has_null: bool) -> None:
         """Raises UserError where previews are guided but there is no null context."""
         if self.preview_guidance != 1 and not has_null:
-            raise UserError(f"--preview-guidance {self.preview_guidance:g}: without --class-dropout (such as "
-                            "0.1) there is no null class to guide from")
+            raise UserError(f"--preview-guidance {self.preview_guidance:g}, given or of --preset "
+                            f"{self.preset}: without --class-dropout (such as 0.1) there is no null class to "
+                            "guide from; use 1")
 
 
 @dataclass

@@ -510,6 +510,7 @@ def test_precision_by_compute_capability(monkeypatch: pytest.MonkeyPatch) -> Non
 
 MISTAKES = {
     "guidance without a null class": (["--preview-guidance", 3], "--class-dropout"),
+    "guidance of a preset without it": (["--preset", "tiny", "--class-dropout", 0], "of --preset tiny"),
     "images in [0,1]": (["--no-normalize-to-neg1-pos1"], "--no-normalize-to-neg1-pos1"),
     "lr decay": (["--lr-decay", "100"], "EPOCH=FACTOR"),
     "resolution": (["--resolution", 100], "64 or 128"),
