@@ -16,7 +16,7 @@ from runtime import errors
 FOLDER = Path(__file__).parent
 DAMAGES = ("broken_large", "broken_small", "contamination")
 ABLATED = ("tokens", "parts", "rank", "images", "guidance", "sampler", "ema", "weights",
-           "min_snr")
+           "min_snr", "preset")
 DECAY = 1e-3  # of the evaluation's classifiers
 
 

@@ -133,8 +133,8 @@ def test_presets_hold_what_was_measured() -> None:
 
     measured = {kind: row.measured for kind, row in PRESETS["better"].items()}
     shares = [100 * correct / total for correct, total in (
-        right("tokens", "4 tokens"), right("tokens", "1 token a class"), right("guidance", "guidance 1"),
-        right("sampler", "DDIM, 25 steps"))]
+        right("tokens", "4 tokens"), right("preset", "recipe"), right("tokens", "1 token a class"),
+        right("guidance", "guidance 1"), right("sampler", "DDIM, 25 steps"))]
     assert [f"{share:.1f} %" for share in shares] == [
         word + " %" for word in measured["class"].replace(",", "").split() if "." in word]
     correct, total = right("defect_weight", "weight 0")
