@@ -100,7 +100,7 @@ class Config:
                             choices=("whole", "close"), common=True)
     damages_per_image: list[int] = flag([1, 1], "fewest and most damages painted into a photo; the further "
                                         "ones are of any of the checkpoint's types", group="quality",
-                                        minimum=1)
+                                        minimum=1, maximum=100)
     paste: bool = flag(True, "keep all pixels of the photo outside the mask and its seam",
                        group="quality")
     match_colour: bool = flag(False, "shift the painted colours to those of the photo around the mask",

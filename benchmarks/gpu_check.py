@@ -23,7 +23,7 @@ import torch
 from benchmarks.bench import processor
 from benchmarks.gpu_parts import PARTS
 from benchmarks.random_base import writable, write_random_base
-from benchmarks.timing import ROOT, record
+from benchmarks.timing import ROOT, record, whole
 from runtime import errors
 from runtime.cli import flag, parse
 from runtime.errors import UserError
@@ -43,28 +43,31 @@ class Config:
                        choices=("cuda", "cpu"))
     base: str = flag("random", "random: SD 1.5's size, random weights; or tiny, or a folder")
     resolution: int = flag(512, "side of the images in pixels", minimum=64)
-    parts: list[str] = flag(list(PARTS), f"which of {', '.join(PARTS)}")
+    parts: list[str] = flag(list(PARTS), "which to run", choices=tuple(PARTS))
     share: float = flag(1.0, "share of the seconds that each part may take", above=0)
     work: str = flag("/tmp/gpu_check", "folder for base, data and runs; what is there is used again")
     out: str = flag("benchmarks/gpu_check.json", "where the results go")
 
 
-def prepare(config: Config) -> None:
-    """Base and data in the work folder, if they are not there."""
-    work = Path(config.work)
+def prepare(config: Config) -> Path:
+    """A folder with this base, and data of this size: what is in the work folder is used again."""
+    work = Path(config.work) / f"{Path(config.base).name}-{config.resolution}"
     if not (work / "bottle").exists():
-        write_demo(work / "bottle", 2, 0, size=2 * config.resolution)
+        with whole(work / "bottle") as folder:
+            write_demo(folder, 2, 0, size=2 * config.resolution)
     if not (work / "base").exists():
         print(f"base: {config.base}", file=sys.stderr)
-        if config.base == "random":
-            write_random_base(work / "base")
-        else:
-            writable(ROOT / "tiny" if config.base == "tiny" else Path(config.base), work / "base")
+        with whole(work / "base") as folder:
+            if config.base == "random":
+                write_random_base(folder)
+            else:
+                writable(ROOT / "tiny" if config.base == "tiny" else Path(config.base).resolve(), folder)
+    return work
 
 
-def run_part(config: Config, name: str) -> dict[str, Any]:
+def run_part(config: Config, work: Path, name: str) -> dict[str, Any]:
     """The result of a part as it prints it, or why there is none; and its seconds."""
-    command = [sys.executable, "-m", "benchmarks.gpu_parts", name, config.work, config.device,
+    command = [sys.executable, "-m", "benchmarks.gpu_parts", name, str(work.resolve()), config.device,
                str(config.resolution)]
     began, limit = time.time(), PARTS[name].minutes * 60 * config.share
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -92,24 +95,26 @@ def shown(name: str, row: dict[str, Any]) -> str:
 def main() -> None:
     """Run the parts that are missing in the result file, and print them all."""
     config = parse(Config, __doc__, EXAMPLE, program="-m benchmarks.gpu_check")
-    if unknown := [name for name in config.parts if name not in PARTS]:
-        raise UserError(f"--parts {unknown[0]}: there are {', '.join(PARTS)}")
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: PyTorch sees no GPU here; --device cpu runs what has a meaning there")
     card = torch.cuda.get_device_name() if config.device == "cuda" else processor()
     here: dict[str, Any] = {"device": config.device, "card": card, "base": config.base,
                             "resolution": config.resolution}
     out = ROOT / config.out
-    before = json.loads(out.read_text()) if out.exists() else here
-    if {key: before.get(key) for key in here} != here:
-        raise UserError(f"--out {config.out}: holds the results of {before.get('card')} with other flags; "
-                        "give another file")
-    prepare(config)
+    try:
+        before = json.loads(out.read_text()) if out.exists() else here
+        same = {key: before[key] for key in here} == here
+    except (ValueError, KeyError, TypeError):  # no JSON, or not of this command
+        same = False
+    if not same:
+        raise UserError(f"--out {config.out}: holds other results than of these flags on this device; give "
+                        "another file")
+    work = prepare(config)
     rows: dict[str, Any] = before.get("parts", {})
     for name in config.parts:
         if "result" not in rows.get(name, {}) and (config.device == "cuda" or PARTS[name].on_cpu):
             print(f"{name}: {PARTS[name].title}, {PARTS[name].minutes} minutes at most", file=sys.stderr)
-            rows[name] = run_part(config, name)
+            rows[name] = run_part(config, work, name)
             record(config.out, **here, cuda=torch.version.cuda, parts=rows)
     for name in PARTS:
         if name in rows:

@@ -87,8 +87,9 @@ def rival(place: Place) -> Found:
                     "1", "--only", f"training step, {place.low}", "--out", str(out)], cwd=ROOT, check=True,
                    stdout=subprocess.DEVNULL)
     row = json.loads(out.read_text())["rows"][0]
-    planned = timed(place.recipe(place.new("planned"), "--plan"), lambda: 0).said.strip().splitlines()
-    return {"ours": row["contenders"]["ours"], "failures": row["failures"], "plan": planned[-4:]}
+    planned = timed(place.words("train_class.py", place.new("planned"), "--plan"), lambda: 0).said
+    return {"ours": row["contenders"]["ours"], "failures": row["failures"],
+            "plan": planned.strip().splitlines()[-4:]}
 
 
 def sampling(place: Place) -> Found:

@@ -29,12 +29,12 @@ class Part(NamedTuple):
 
 
 PARTS = {part.run.__name__: part for part in (
-    Part(gpu_right.card, 3), Part(gpu_right.parity, 4), Part(gpu_right.dropout, 3),
-    Part(gpu_right.attention, 2), Part(gpu_fast.profile, 4), Part(gpu_fast.memory, 8),
-    Part(gpu_fast.search, 3, on_cpu=False), Part(gpu_fast.rival, 6),
-    Part(gpu_right.scaler, 3, on_cpu=False), Part(gpu_right.halving, 3, on_cpu=False),
-    Part(gpu_right.stopping, 3), Part(gpu_fast.sampling, 5), Part(gpu_fast.strategies, 6),
-    Part(gpu_right.several, 4))}
+    Part(gpu_right.card, 3), Part(gpu_right.parity, 3), Part(gpu_right.dropout, 2),
+    Part(gpu_right.attention, 1), Part(gpu_fast.profile, 4), Part(gpu_fast.memory, 6),
+    Part(gpu_fast.search, 2, on_cpu=False), Part(gpu_fast.rival, 5),
+    Part(gpu_right.scaler, 2, on_cpu=False), Part(gpu_right.halving, 3, on_cpu=False),
+    Part(gpu_right.stopping, 2), Part(gpu_fast.sampling, 4), Part(gpu_fast.strategies, 5),
+    Part(gpu_right.several, 3))}
 
 
 if __name__ == "__main__":

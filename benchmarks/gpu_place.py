@@ -39,24 +39,21 @@ class Place(NamedTuple):
         """A folder that is not there yet."""
         return self.work / f"{name}-{os.getpid()}-{time.time_ns()}"
 
-    def command(self, script: str, out: Path, *more: object, precision: str | None = None) -> Run:
-        """Run one of our commands; a training is of the recipe, without previews."""
-        data = ["--data", self.work / "bottle"] if script.startswith("train") else []
-        plain = [*QUIET, "--resolution", self.resolution] if data else []
-        words = [script, *data, *plain, "--base", self.work / "base", "--precision", precision or self.low,
-                 "--device", self.device, "--out", out, *more]
-        return timed([str(word) for word in words], lambda: steps_done(out), device=self.device)
-
-    def recipe(self, out: Path, *more: object, precision: str | None = None) -> list[str]:
-        """The command line of a training of the recipe, without previews."""
-        words = ["train_class.py", *QUIET, "--data", self.work / "bottle", "--base", self.work / "base",
-                 "--resolution", self.resolution, "--device", self.device, "--precision",
-                 precision or self.low, "--out", out, *more]
+    def words(self, script: str, out: Path, *more: object, precision: str | None = None) -> list[str]:
+        """A command line of ours; a training is of the recipe, without previews."""
+        training = [*QUIET, "--data", self.work / "bottle", "--resolution", self.resolution]
+        words = [script, *(training if script.startswith("train") else []), "--base", self.work / "base",
+                 "--precision", precision or self.low, "--device", self.device, "--out", out, *more]
         return list(map(str, words))
+
+    def command(self, script: str, out: Path, *more: object, precision: str | None = None) -> Run:
+        """Run it."""
+        return timed(self.words(script, out, *more, precision=precision), lambda: steps_done(out),
+                     device=self.device)
 
     def train_here(self, out: Path, *more: object, precision: str | None = None) -> None:
         """The recipe's training in this process, where it can be watched."""
-        sys.argv = self.recipe(out, *more, precision=precision)
+        sys.argv = self.words("train_class.py", out, *more, precision=precision)
         runpy.run_path(str(ROOT / sys.argv[0]), run_name="__main__")
 
     def steps(self, *more: object, script: str = "train_class.py", count: int = 4) -> Found:

@@ -122,7 +122,7 @@ def halving(place: Place) -> Found:
 def stopping(place: Place) -> Found:
     """SIGTERM, and the same command again: no step is lost or done twice."""
     out = place.new("stopped")
-    words = place.recipe(out, "--max-steps", 8)
+    words = place.words("train_class.py", out, "--max-steps", 8)
     process = subprocess.Popen([sys.executable, *words], cwd=ROOT, stderr=subprocess.DEVNULL)
     while steps_done(out) < 2 and process.poll() is None:
         time.sleep(0.05)
@@ -141,7 +141,7 @@ def several(place: Place) -> Found:
     for count in (1, 2):
         out = place.new("several")
         start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"][:5 * (count - 1)]
-        words = place.recipe(out, "--batch-size", 2, "--max-steps", 3)
+        words = place.words("train_class.py", out, "--batch-size", 2, "--max-steps", 3)
         subprocess.run([sys.executable, *start, *words], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         losses[count] = [row["loss"] for row in read_rows(out / "metrics.jsonl") if "loss" in row]
     return {"one process": losses[1], "two": losses[2]}

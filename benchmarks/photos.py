@@ -17,13 +17,15 @@ from typing import Any
 
 from PIL import Image
 
-from benchmarks.timing import command, record
+from benchmarks.timing import command, record, whole
 from data import DataConfig, load_dataset
+from dataset.image_files import read_levels
 from dataset.layouts import GOOD, files_of, mask_values
 from evaluation.numbers import BEFORE, GENERATED, HELD_OUT, PASTED, RENDERED
 from runtime import errors
 from runtime.cli import flag, parse
-from runtime.files import read_rows
+from runtime.errors import UserError
+from runtime.files import read_rows, save_json
 from sampling.selection import LEVELS, OFF
 
 PREVIEWS = "--preview-every 0 --save-every 50"
@@ -40,8 +42,9 @@ class Config:
     data: str = flag(..., "one product with masks")
     base: str = flag("tiny", "base of the trainings, as for the train scripts")
     network: str = flag("efficientnet_lite0", "network of FID, of the classifiers and of --select")
-    strategies: list[str] = flag(list(STRATEGIES), "which to measure; control is trained over class")
-    levels: list[str] = flag([OFF, *LEVELS], "levels of --select to measure")
+    strategies: list[str] = flag(list(STRATEGIES), "which to measure; control is trained over class",
+                                 choices=tuple(STRATEGIES))
+    levels: list[str] = flag([OFF, *LEVELS], "levels of --select to measure", choices=(OFF, *LEVELS))
     trained_on: int = flag(14, "photos of each type to train on", minimum=2)
     per_class: int = flag(20, "images of each type to draw", minimum=1)
     steps: int = flag(50, "sampling steps", minimum=1)
@@ -58,8 +61,8 @@ def set_aside(config: Config, folder: Path) -> None:
     trained, values = {item.image for item in some.items}, mask_values(every.classes)
     for number, item in enumerate(item for item in every.items if item.image not in trained):
         name = every.classes[item.class_id]
-        with Image.open(item.image) as image:
-            files_of(folder, name, number).write(image, item.region(), values.get(name, 0))
+        image = Image.fromarray(read_levels(item.image)[0])
+        files_of(folder, name, number).write(image, item.region(), values.get(name, 0))
 
 
 def train(config: Config, strategy: str) -> Path:
@@ -81,7 +84,7 @@ def measure(config: Config, held_out: Path, strategy: str, level: str) -> dict[s
     given = {"class": [], "control": ["--masks", held_out],
              "inpaint": ["--masks", held_out, "--images", held_out / "image" / GOOD]}[strategy]
     network = ["--select-network", config.network] if level != OFF else []
-    whole = not out.exists()
+    new = not out.exists()
     seconds = command("sample.py", "--ckpt", run, "--out", out, "--seed", config.seed, "--per-class",
                       config.per_class, "--steps", config.steps, "--batch-size", 1, "--select", level,
                       *network, *given)
@@ -94,21 +97,33 @@ def measure(config: Config, held_out: Path, strategy: str, level: str) -> dict[s
     return {"strategy": strategy, "level": level, "seed": config.seed, "kept": len(kept),
             "drawn": len(kept) + len(thrown), "kept_by_class": by_class,
             "thrown_away": Counter(key for row in thrown for key in row["failed"]),
-            "seconds_a_kept_image": round(seconds / len(kept), 2) if whole else None,
+            "seconds_a_kept_image": round(seconds / len(kept), 2) if new else None,
             "numbers": {row: {group: {key: about[key] for key in MEASURED if key in about}
                               for group, about in numbers[row].items()}
                         for row in (GENERATED, BEFORE, RENDERED, PASTED, HELD_OUT) if row in numbers}}
 
 
 def main() -> None:
-    """Measure each strategy and level; rows of the work folder's list are kept."""
+    """Measure each strategy and level; rows of the work folder's list are kept.
+
+    Raises UserError where the work folder is that of other flags.
+    """
     config = parse(Config, __doc__, "example:\n  python -m benchmarks.photos --data DS-MVTec/bottle\n",
                    program="-m benchmarks.photos")
     work = Path(config.work)
     held_out, log = work / f"held-out-{config.seed}", work / "rows.json"
+    settings = {name: getattr(config, name) for name in ("data", "base", "network", "trained_on", "per_class",
+                                                         "steps")}
+    noted: dict[str, Any] = (json.loads(log.read_text()) if log.exists()
+                             else {"settings": settings, "rows": []})
+    if noted["settings"] != settings:
+        raise UserError(f"--work {work}: holds runs of other flags ({noted['settings']}); give another "
+                        "folder")
+    save_json(log, noted)
+    rows = noted["rows"]
     if not held_out.exists():
-        set_aside(config, held_out)
-    rows = json.loads(log.read_text()) if log.exists() else []
+        with whole(held_out) as folder:
+            set_aside(config, folder)
     if "control" in config.strategies:
         train(config, "class")
     for strategy in config.strategies:
@@ -116,7 +131,7 @@ def main() -> None:
             if not any((row["strategy"], row["level"], row["seed"]) == (strategy, level, config.seed)
                        for row in rows):
                 rows.append(measure(config, held_out, strategy, level))
-                log.write_text(json.dumps(rows))
+                save_json(log, noted)
             record(config.out, trained_on=config.trained_on, per_class=config.per_class,
                    trainings=STRATEGIES, rows=rows)
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -96,6 +98,17 @@ def command(script: str, *arguments: object) -> float:
     began = time.time()
     subprocess.run([sys.executable, script, *map(str, arguments)], check=True, cwd=ROOT)
     return time.time() - began
+
+
+@contextlib.contextmanager
+def whole(folder: Path) -> Iterator[Path]:
+    """A new folder to fill, which becomes `folder` where the block ends: a killed command leaves none half
+    full."""
+    part = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.parent.mkdir(parents=True, exist_ok=True)
+    yield part
+    part.rename(folder)
 
 
 def record(file: str, **result: Any) -> None:

@@ -39,7 +39,7 @@ def test_what_is_missing_is_measured(tmp_path: Path) -> None:
 
 
 def test_a_part_that_fails_says_why(tmp_path: Path) -> None:
-    (tmp_path / "work/base").mkdir(parents=True)  # nothing in it
+    (tmp_path / "work/tiny-64/base").mkdir(parents=True)  # nothing in it
     outcome = check(tmp_path, "parity", "attention")
     assert outcome.status == 0, outcome
     rows = found(tmp_path)
@@ -47,9 +47,11 @@ def test_a_part_that_fails_says_why(tmp_path: Path) -> None:
 
 
 def test_what_is_refused(tmp_path: Path) -> None:
-    assert check(tmp_path, "speed").failed_with("--parts speed", "memory")
+    assert check(tmp_path, "speed").failed_with("--parts", "'speed'", "memory")
+    (tmp_path / "out.json").write_text("not one of ours")
+    assert check(tmp_path, "card").failed_with("--out")
     (tmp_path / "out.json").write_text(json.dumps({"card": "another"}))
-    assert check(tmp_path, "card").failed_with("--out", "another")
+    assert check(tmp_path, "card").failed_with("--out", "other results")
 
 
 def test_kernels_have_kinds() -> None:
@@ -60,6 +62,7 @@ def test_kernels_have_kinds() -> None:
 
 def test_every_part_says_what_it_looks_at() -> None:
     assert all(part.title and part.minutes > 0 for part in PARTS.values())
+    assert sum(part.minutes for part in PARTS.values()) == 45
 
 
 @pytest.mark.slow

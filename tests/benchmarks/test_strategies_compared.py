@@ -53,6 +53,8 @@ def test_every_strategy_is_measured_on_photos(tmp_path: Path, monkeypatch: pytes
     assert [scripts.count(f"train_{what}.py") for what in ("class", "inpaint", "controlnet")] == [1, 1, 1]
     assert all(words[-2:] == ("contamination", "good") for words in calls if words[0] == "evaluate.py")
     assert command(photos.main, *given).status == 0 and len(calls) == len(scripts)
+    assert command(photos.main, *given, "--steps", 7).failed_with("--work", "other flags")
+    assert command(photos.main, *given, "--strategies", "b1").failed_with("--strategies", "'b1'", "inpaint")
 
 
 def test_photos_set_aside_are_not_trained_on(tmp_path: Path) -> None:

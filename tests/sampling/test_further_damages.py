@@ -129,6 +129,7 @@ def test_what_is_refused(inpaint_run: Path, undisturbed: Path, photos: Path, pla
     for wrong in ((3, 1), (2,), (1, 2, 3)):
         assert paint(inpaint_run, photos, "--damages-per-image", *wrong).failed_with("such as 1 3")
     assert paint(inpaint_run, photos, "--damages-per-image", 0, 1).failed_with("--damages-per-image")
+    assert paint(inpaint_run, photos, "--damages-per-image", 1, 300).failed_with("too large", "100")
     masks = place.data / "mask/contamination"
     assert paint(inpaint_run, photos, *TWO, "--masks", masks).failed_with("give --masks a dataset")
     assert paint(inpaint_run, photos, *TWO, "--select", "strict").failed_with("leave out --damages-per-image")
