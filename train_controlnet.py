@@ -133,7 +133,7 @@ def add_control(config: Config, path: Path, header: Header, class_tensors: dict[
     set_fast(unet, config.fast)
     weights = [weight for weight in control.parameters() if weight.requires_grad]
     print(f"{sum(weight.numel() for weight in weights):,} parameters to train")
-    set_up_checkpointing(config, unet, weights, control)
+    set_up_checkpointing(config, header, unet, weights, control)
     return control, Trainable(control.train(), {**class_tensors, **trained_control(control)},
                               make_optimizer(config, (weights, config.lr)), header)
 

@@ -55,6 +55,11 @@ class Header:
         return STRATEGIES[self.kind]
 
     @property
+    def one_token(self) -> bool:
+        """Whether its context is one token, not several a class nor a prompt."""
+        return self.tokens_per_class == 1 and not self.prompts
+
+    @property
     def has_null(self) -> bool:
         """Whether guidance has a null condition: the empty prompt, or a trained null class."""
         return bool(self.prompts) or self.class_dropout > 0

@@ -16,10 +16,12 @@ from runtime.errors import UserError
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISIONS = ("auto", *DTYPES)
 # GiB that a step of one 512 px image needs beside SD 1.5's weights, in half precision, by --checkpointing, on
-# a GPU, whose autocast normalises in fp32; counted from shapes (training/footprint.py, test_memory.py). A
-# third is added for workspaces and fragmentation.
-STEP_GIB = {"fast": {"none": 0.56, "lean": 0.45}, "plain": {"none": 1.52},  # plain: --no-fast
-            "control": {"none": 0.77, "lean": 0.66}}
+# a GPU, whose autocast normalises in fp32: with a context of one token, and of several, for which
+# cross-attention keeps its queries. Counted from shapes (training/footprint.py, test_memory.py). A third is
+# added for workspaces and fragmentation.
+STEP_GIB = {"fast": {"none": (0.56, 0.66), "lean": (0.45, 0.54)},
+            "plain": {"none": (1.52, 1.52)},  # --no-fast
+            "control": {"none": (0.77, 0.84), "lean": (0.66, 0.74)}}
 
 
 def choose_device(name: str) -> torch.device:
@@ -110,20 +112,21 @@ def in_precision(compute: Callable[[], Tensor], device: torch.device, dtype: tor
 
 
 def choose_checkpointing(name: str, step: str, device: torch.device, precision: str, batch_size: int,
-                         resolution: int, width: int, trained: int, packed: int) -> str:
+                         resolution: int, width: int, trained: int, packed: int, *, one_token: bool) -> str:
     """--checkpointing: auto is the first of none, lean and full with which a step fits into the free memory.
 
     step: a key of STEP_GIB. width: the UNet's block_out_channels[0]; activations grow with it and with the
     number of pixels. trained: the number of trained parameters; their gradients and AdamW's two moments are
-    fp32. packed: bytes of the second copy of the weights that "none" keeps for speed.
+    fp32. packed: bytes of the second copy of the weights that "none" keeps for speed. one_token: whether that
+    is the context.
     """
     if name != "auto":
         return name
     scale = 4 / 3 * 2**30 * (2 if precision == "fp32" else 1) * batch_size
     scale *= (resolution / 512) ** 2 * width / 320
     free = free_memory(device) - 12 * trained
-    fitting = [level for level, gib in STEP_GIB[step].items()
-               if gib * scale + packed * (level == "none") <= free]
+    fitting = [level for level, (one, several) in STEP_GIB[step].items()
+               if (one if one_token else several) * scale + packed * (level == "none") <= free]
     return fitting[0] if fitting else "full"
 
 

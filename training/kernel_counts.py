@@ -22,7 +22,10 @@ from torch.optim import optimizer
 from torch.utils import _foreach_utils
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import flop_registry
+
+from sd import unet
 
 aten = torch.ops.aten
 # No kernels, though the schema does not say that their results are views.
@@ -62,9 +65,11 @@ FULL = ("group_norm", "layer_norm", "mse_loss")
 def autocast(dtype: torch.dtype | None) -> Iterator[None]:
     """torch.autocast's rules for CUDA, which meta tensors have not; None: no autocast.
 
-    Matrix products and convolutions in `dtype`, normalisation in fp32; a trained weight is cast once.
+    Matrix products and convolutions in `dtype`, normalisation in fp32; a trained weight is cast once. What
+    the backward pass recomputes, maybe after the block, is computed as it was in it.
     """
     cast: dict[int, Tensor] = {}
+    within = True
 
     def converted(x: Tensor, wanted: torch.dtype) -> Tensor:
         if x.dtype == wanted or not x.is_floating_point():
@@ -81,11 +86,20 @@ def autocast(dtype: torch.dtype | None) -> Iterator[None]:
             return function(*args, **kwargs)
         return called
 
+    def checkpointed(module: Callable[..., Tensor], *inputs: Any, **how: Any) -> Any:
+        def compute(*inputs: Any) -> Tensor:
+            with autocast(None if within else dtype):
+                return module(*inputs)
+        return checkpoint(compute, *inputs, **how)
+
     with contextlib.ExitStack() as stack:
         for name in (*HALF, *FULL) if dtype else ():
             replaced = wrapped(getattr(F, name), dtype if dtype and name in HALF else torch.float32)
             stack.enter_context(mock.patch.object(F, name, replaced))
+        if dtype:
+            stack.enter_context(mock.patch.object(unet, "checkpoint", checkpointed))
         yield
+    within = False
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -68,18 +68,18 @@ def make_optimizer(config: RunConfig, *groups: tuple[list[nn.Parameter], float])
                              fused=True)
 
 
-def set_up_checkpointing(config: RunConfig, unet: UNet, weights: list[nn.Parameter],
+def set_up_checkpointing(config: RunConfig, header: Header, unet: UNet, weights: list[nn.Parameter],
                          control: ControlNet | None = None) -> None:
     """Choose and set which activations are recomputed in the backward pass.
 
-    weights: all that are trained, of `unet` or of its `control`. Without checkpointing, a CPU keeps a second,
-    packed copy of the frozen weights.
+    header: of the checkpoint to be. weights: all that are trained, of `unet` or of its `control`. Without
+    checkpointing, a CPU keeps a second, packed copy of the frozen weights.
     """
     step = "control" if control else "fast" if config.fast else "plain"
     level = choose_checkpointing(
         config.checkpointing, step, unet.conv_in.weight.device, config.precision, config.batch_size,
         config.resolution, unet.config.block_out_channels[0], sum(weight.numel() for weight in weights),
-        packed_bytes(unet) if config.fast else 0)
+        packed_bytes(unet) if config.fast else 0, one_token=header.one_token)
     for net in (unet, control) if control else (unet,):
         set_checkpointing(net, level)
     if config.fast and level == "none":
@@ -110,7 +110,7 @@ def add_adapters(config: TrainConfig, kind: str, classes: list[str], unet: UNet,
     context = make_context(header, config.base, unet.config.cross_attention_dim, unet.conv_in.weight.device,
                            config.init_std, config.seed)
     unet.train()
-    set_up_checkpointing(config, unet, weights)
+    set_up_checkpointing(config, header, unet, weights)
     optimizer = make_optimizer(config, (weights, config.lr),
                                (list(context.parameters()), config.embedding_rate))
     return context, Trainable(unet, trained_tensors(unet, context), optimizer, header)

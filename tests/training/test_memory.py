@@ -23,13 +23,19 @@ from training.roofline import bracket
 MIB, GIB = 2**20, 2**30
 
 
-def count(checkpointing: str, control_rank: int | None = None, **flags: object) -> footprint.Footprint:
+def count(checkpointing: str, control_rank: int | None = None, tokens: int = 1,
+          **flags: object) -> footprint.Footprint:
     """The recipe's step, 512 px and batch 4, in fp16."""
     flags = {"precision": "fp16", **flags}
     config = (train_class.Config(["x"], **flags) if control_rank is None else
               train_controlnet.Config(["x"], class_ckpt="y", resolution=512, class_dropout=0.0, **flags))
-    step = footprint.Step(UNetConfig(), VAEConfig(), control_rank=control_rank)
+    step = footprint.Step(UNetConfig(), VAEConfig(), tokens, control_rank)
     return footprint.footprint(config, step, checkpointing=checkpointing)
+
+
+def beside_weights(step: footprint.Footprint) -> float:
+    """GiB an image that the step of a batch of four takes beside the weights."""
+    return (step.peak - step.weights) / 4 / GIB
 
 
 def test_the_recipes_step_at_full_size_keeps_little() -> None:
@@ -39,8 +45,8 @@ def test_the_recipes_step_at_full_size_keeps_little() -> None:
     plain, lean, recomputed = map(count, ("none", "lean", "full"))
     assert lean.kept / 4 < 450 * MIB < plain.kept / 4 < 550 * MIB
     assert lean.weights < 1.7 * GIB and plain.peak < 5 * GIB and recomputed.peak < 3 * GIB
-    assert {level: (step.peak - step.weights) / 4 / GIB for level, step in (("none", plain), ("lean", lean))
-            } == pytest.approx(device.STEP_GIB["fast"], rel=0.02)
+    for level, step, tokens in (("none", plain, 0), ("lean", lean, 0), ("none", count("none", tokens=4), 1)):
+        assert beside_weights(step) == pytest.approx(device.STEP_GIB["fast"][level][tokens], rel=0.02)
     assert plain.step == lean.step  # nothing of what is cheap counts as arithmetic
     # 0.803 TFLOP forward and 1.72 a step are known of a context of 77; one token is a constant instead.
     assert lean.forward / 4e12 == pytest.approx(0.79, rel=0.02)
@@ -50,14 +56,23 @@ def test_the_recipes_step_at_full_size_keeps_little() -> None:
 
 
 @pytest.mark.slow
-def test_what_the_choice_of_checkpointing_takes_other_steps_for() -> None:
-    """Of a ControlNet's steps the larger, low-rank one counts; what is trained is counted beside it."""
-    for step, counted in (("plain", count("none", fast=False)), ("control", count("none", control_rank=32))):
-        beside_weights = (counted.peak - counted.weights) / 4 / GIB
-        assert beside_weights == pytest.approx(device.STEP_GIB[step]["none"], rel=0.02)
+@pytest.mark.parametrize(("step", "level", "tokens", "flags"), [
+    ("fast", "lean", 2, {}), ("fast", "none", 77, {}), ("plain", "none", 1, {"fast": False}),
+    ("plain", "none", 77, {"fast": False}), ("control", "none", 1, {"control_rank": 32}),
+    ("control", "none", 4, {"control_rank": 32}), ("control", "lean", 77, {"control_rank": 32})])
+def test_what_the_choice_of_checkpointing_takes_other_steps_for(step: str, level: str, tokens: int,
+                                                                flags: dict[str, object]) -> None:
+    """Of a ControlNet's steps the larger, low-rank one counts. From two tokens on more make no difference."""
+    expected = device.STEP_GIB[step][level][tokens > 1]
+    assert beside_weights(count(level, tokens=tokens, **flags)) == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.slow
+def test_what_is_trained_is_counted_beside_the_step() -> None:
+    """A whole ControlNet's gradients and optimizer state."""
     whole = count("lean", control_rank=0)
     assert whole.weights / GIB == pytest.approx(1.6 + 4 * 0.361 / 1.074, rel=0.02)
-    needed = whole.weights + 12 * 361_279_120 + 4 * GIB * device.STEP_GIB["control"]["lean"]
+    needed = whole.weights + 12 * 361_279_120 + 4 * GIB * device.STEP_GIB["control"]["lean"][0]
     assert whole.peak < needed < 1.15 * whole.peak
 
 
@@ -157,6 +172,10 @@ def test_a_plan_of_a_controlnets_training(place: Place, tmp_path: Path,
                       "--plan", "T4", "--max-steps", 5, "--out", "control")
     assert outcome.status == 0 and "T4, fp16, 64 px" in outcome.out and "5 steps" in outcome.out
     assert not Path("control").exists()
+    for more in (["--checkpointing", "full"], ["--checkpointing", "full", "--no-fast"]):
+        outcome = command(train_controlnet.main, "--data", place.data, "--base", place.base, "--resolution",
+                          64, "--control-rank", 0, "--plan", "T4", *more)
+        assert outcome.status == 0 and "--checkpointing full" in outcome.out, outcome
 
 
 def test_the_recipes_step_on_a_t4_takes_what_was_expected() -> None:

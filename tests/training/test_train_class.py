@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from bases import Outcome, Place, command, rows, write_base
+from bases import Outcome, Place, command, rows, write_base, write_text
 from forked_commands import ForkedCommands
 from PIL import Image
 from safetensors import safe_open
@@ -409,18 +409,37 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_saved(place:
 def test_checkpointing_follows_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     from runtime.device import choose_checkpointing
     gpu, sizes = torch.device("cuda"), ("fp16", 4, 512, 320)
+    small = {"trained": 10**6, "packed": 0, "one_token": True}
     for free, step, expected in ((8, "fast", "none"), (2.8, "fast", "lean"), (2, "fast", "full"),
                                  (9, "plain", "none"), (4, "plain", "full"), (4.5, "control", "none")):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free * 2**30, 2**34))
-        assert choose_checkpointing("auto", step, gpu, *sizes, trained=10**6, packed=0) == expected
+        assert choose_checkpointing("auto", step, gpu, *sizes, **small) == expected
         for level in ("none", "lean", "full"):
-            assert choose_checkpointing(level, step, gpu, *sizes, trained=10**6, packed=0) == level
-    whole = {"trained": 361_279_120, "packed": 0}  # a ControlNet
+            assert choose_checkpointing(level, step, gpu, *sizes, **small) == level
+    whole = {**small, "trained": 361_279_120}  # a ControlNet
     assert choose_checkpointing("auto", "control", gpu, *sizes, **whole) == "full"
     monkeypatch.setattr(device, "free_memory", lambda device: 8 * 2**30)
     for batch, packed, expected in ((1, 10**9, "none"), (1, 8 * 10**9, "lean"), (4000, 0, "full")):
         assert choose_checkpointing("auto", "fast", torch.device("cpu"), "fp32", batch, 512, 320, 0,
-                                    packed) == expected
+                                    packed, one_token=True) == expected
+
+
+def test_checkpointing_counts_several_tokens(place: Place, tmp_path: Path,
+                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their attention keeps more: what fits for one token may not for four, nor for a prompt."""
+    chosen = []
+
+    def noted(*settings: object, **more: bool) -> str:
+        monkeypatch.setattr(device, "free_memory", lambda device: 3.2 * 2**30)
+        chosen.append(device.choose_checkpointing("auto", "fast", torch.device("cuda"), "fp16", 4, 512, 320,
+                                                  trained=10**6, packed=0, one_token=more["one_token"]))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(setup, "choose_checkpointing", noted)
+    prompts = Place(write_text(write_base(tmp_path / "text")), place.data)
+    for where, flags in ((place, ()), (place, ("--tokens-per-class", 4)), (prompts, ("--context", "prompt"))):
+        assert train(where, *flags).status == 130
+    assert chosen == ["none", "lean", "lean"]
 
 
 def test_lean_is_no_plain_way(place: Place) -> None:
