@@ -11,7 +11,7 @@ import torch
 
 from dataset import augmentation
 from dataset.classes import class_order, group_by_class, subset
-from dataset.findings import findings
+from dataset.findings import findings, missing_masks
 from dataset.image_files import read_image
 from dataset.item_views import ItemViews
 from dataset.layouts import GOOD, Photo, find_products, is_good, select_products
@@ -213,13 +213,8 @@ def load_dataset(config: DataConfig, resolution: int | None = None,
     resolution = check_resolution(config.resolution if resolution is None else resolution)
     products = select_products(find_products(config.data), config.dataset_sources, config.product_classes)
     scan = scan_products(products)
-    if config.load_masks:
-        scan.problems += [f"{photo.image}: no mask, and only {GOOD} may have none; add it or remove the image"
-                          for photo in scan.photos if photo.mask is None and not is_good(photo.damage)]
-    elif config.view != "whole":
-        scan.problems += [f"--view {config.view}: {photo.image} has no mask to tell where its damage is; add "
-                          "one, or use --view whole"
-                          for photo in scan.photos if photo.mask is None and not is_good(photo.damage)]
+    if config.load_masks or config.view != "whole":
+        scan.problems += missing_masks(scan.photos, "" if config.load_masks else config.view)
     if scan.problems:
         more = len(scan.problems) - 1
         raise UserError(scan.problems[0] + (f" (and {more} more: see python data.py doctor)" if more else ""))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import lora
 from checkpoints.metadata import Header, read_header
 from runtime.errors import UserError
+from runtime.suggestions import nearest
 from runtime.tensor_files import read_tensors, save_tensors, verified
 from sd.unet import UNet
 
@@ -34,8 +35,11 @@ def find_adapter(path: Path, flag: str = "--ckpt") -> Path:
     where it is missing."""
     file = path / "adapter.safetensors" if path.is_dir() else path
     if not file.is_file():
-        raise UserError(f"{file}: no such checkpoint; give {flag} a run folder that holds one, or its "
-                        "adapter.safetensors")
+        runs = [run.parent.name for run in path.parent.glob("*/adapter.safetensors")]
+        close = None if path.exists() else nearest(path.name, runs)
+        raise UserError(f"{file}: no such checkpoint; " + (
+            f"did you mean {flag} {path.parent / close}?" if close else
+            f"give {flag} a run folder that holds one, or its adapter.safetensors"))
     return file
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from dataset.duplicates import Fingerprint, duplicates, fingerprint
-from dataset.findings import MaskLook, few, look_at, mask_findings, soft_note, view_advice
+from dataset.findings import MaskLook, lacking, look_at, mask_findings, soft_note, view_advice
 from dataset.image_files import opened, read_image
 from dataset.layouts import Photo, find_products, is_good
 from dataset.masks import FEW_CELLS
@@ -144,7 +144,8 @@ def _sheet(classes: dict[str, list[Look]], path: Path) -> None:
     """Up to eight images a class, the smallest damage first, masks outlined."""
     rows = [sorted(looks, key=lambda look: look.mask.pixels)[:COLUMNS] for looks in classes.values()]
     labels = [f"{name.replace('/', '/' + chr(10))}\n{len(looks)} images" for name, looks in classes.items()]
-    title = "Masks outlined; the smallest damage of each class first"
+    masked = any(look.mask.pixels for looks in classes.values() for look in looks)
+    title = "Masks outlined; the smallest damage of each class first" if masked else "No masks"
     files.save_image(path, pictures.grid([[look.thumbnail for look in row] for row in rows], labels, title))
 
 
@@ -175,7 +176,8 @@ def report(names: list[str], resolution: int, out: Path, as_json: bool = False) 
     found = {"resolution": resolution, "classes": {name: _numbers(group) for name, group in classes.items()},
              "smallest": [{"image": str(look.photo.image), "pixels": look.mask.pixels,
                            "share": look.mask.share, "latent_cells": look.cells} for look in smallest],
-             "notes": [*scan.notes, *soft_note(masks), *few(scan.photos), *view_advice(masks, resolution)],
+             "notes": [*scan.notes, *soft_note(masks), *lacking(scan.photos),
+                       *view_advice(masks, resolution)],
              "sheet": str(out) if looks else None,
              "placements": placed and {"sheet": str(placements) if placed[0] else None, "placed": placed[0],
                                        "tried": placed[1]},

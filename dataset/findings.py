@@ -18,6 +18,8 @@ from runtime.errors import UserError
 # What is reported: of a damaged photo without a mask, a smaller share of the photo within one view; a larger
 # share of damage in most photos of a class; in half the photos of a class, a smaller share.
 SEEN, MOST, SMALL = 0.75, 0.5, 0.01
+# What others call undamaged.
+UNDAMAGED = ("ok", "okay", "normal", "undamaged", "intact", "clean", "pass", "fine", "no_defect", "gut", "io")
 
 
 @dataclass
@@ -34,16 +36,41 @@ class MaskLook:
     cells: dict[str, int] = field(default_factory=dict)
 
 
-def few(photos: list[Photo]) -> list[str]:
-    """Damage types of one image, and products without undamaged ones."""
+def lacking(photos: list[Photo]) -> list[str]:
+    """Damage types of one image, products without undamaged ones, and products without masks."""
     counts = Counter((photo.product, photo.damage) for photo in photos)
     lines = [f"{product}/{damage}: a single image; the model will repeat it, and none can be held out: add "
              "more (20 are usual)" for (product, damage), count in sorted(counts.items()) if count == 1]
     for product in sorted({photo.product for photo in photos}):
-        if not any(is_good(photo.damage) for photo in photos if photo.product == product):
+        own = [photo for photo in photos if photo.product == product]
+        if not any(is_good(photo.damage) for photo in own):
+            called = sorted({photo.damage for photo in own if photo.damage.casefold() in UNDAMAGED})
             lines.append(f"{product}: no {GOOD} images; train_inpaint.py paints into undamaged photos, and "
-                         "evaluate.py compares with them: add some")
+                         "evaluate.py compares with them: "
+                         + (f"if {called[0]} holds them, call it {GOOD}" if called else "add some"))
+        if all(photo.mask is None for photo in own):
+            lines.append(f"{product}: no masks; train_class.py needs none, train_inpaint.py and "
+                         "train_controlnet.py do")
     return lines
+
+
+def missing_masks(photos: list[Photo], view: str = "") -> list[str]:
+    """One line for each damaged photo without a mask, or for all where none has one.
+
+    view: the --view that needs masks; "" where the training itself does.
+    """
+    damaged = [photo for photo in photos if not is_good(photo.damage)]
+    missing = [photo for photo in damaged if photo.mask is None]
+    need, without = ((f"--view {view}", "use --view whole") if view else
+                     ("masks", "train with train_class.py, which needs none"))
+    if len(missing) == len(damaged) > 1:
+        return [f"{need}: none of the {len(damaged)} damaged photos has a mask, as {missing[0].image}; add "
+                f"them where docs/data.md shows, or {without}"]
+    if view:
+        return [f"{need}: {photo.image} has no mask to tell where its damage is; add one, or {without}"
+                for photo in missing]
+    return [f"{photo.image}: no mask, and only {GOOD} may have none; add it or remove the image"
+            for photo in missing]
 
 
 def look_at(photo: Photo, resolution: int) -> MaskLook:

@@ -12,7 +12,7 @@ import pytest
 from bases import Outcome, command
 from forked_commands import ForkedCommands
 from PIL import Image
-from trees import make_product, save, spoil, square_mask
+from trees import make_product, picture, save, spoil, square_mask
 
 import data
 from data import DataConfig, load_dataset
@@ -121,3 +121,13 @@ def test_doctor_names_damage_of_one_image_and_products_without_good(tmp_path: Pa
     result = run("doctor", "part", "--resolution", "64")
     assert result.status == 0
     assert "note: part/crack: a single image" in result.out and "note: part: no good images" in result.out
+
+
+def test_doctor_says_which_strategies_need_masks_and_what_undamaged_photos_are_called(tmp_path: Path) -> None:
+    for damage, names in (("crack", "ab"), ("dent", "cd"), ("OK", "ef")):
+        for name in names:
+            save(tmp_path / "part" / damage / f"{name}.jpg", picture(ord(name)))
+    result = run("doctor", "part", "--resolution", "64")
+    assert result.status == 0
+    assert "if OK holds them, call it good" in result.out
+    assert "note: part: no masks; train_class.py needs none" in result.out

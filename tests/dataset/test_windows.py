@@ -164,6 +164,12 @@ def test_close_views_need_masks(tmp_path: Path) -> None:
     assert len(load(tmp_path, "whole", load_masks=False)) == 2
     with pytest.raises(UserError, match=r"--view close: .*a\.png has no mask"):
         load(tmp_path, "close", load_masks=False)
+    save(tmp_path / "image/speck/b.png", picture(2))
+    with pytest.raises(UserError, match=r"^--view close: none of the 2 damaged photos has a mask") as error:
+        load(tmp_path, "close", load_masks=False)
+    assert str(error.value).endswith("or use --view whole")
+    with pytest.raises(UserError, match=r"^masks: none of the 2 .* train_class\.py, which needs none$"):
+        load(tmp_path, "whole", load_masks=True)
 
 
 @pytest.mark.parametrize("view", ["whole", "close", "mixed"])

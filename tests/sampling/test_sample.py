@@ -364,6 +364,7 @@ def test_checkpoints_that_are_none(run: Path, place: Place) -> None:
     assert draw(place.base / "unet/diffusion_pytorch_model.safetensors").failed_with("no checkpoint of this")
     assert draw(run / "resume.safetensors").failed_with("no checkpoint of this project")
     assert draw(Path("nothing")).failed_with("nothing")
+    assert draw(run.with_name("rum")).failed_with(f"did you mean --ckpt {run}?")
     Path("empty").mkdir()
     assert draw(Path("empty")).failed_with("empty/adapter.safetensors")
     Path("text.safetensors").write_text("hello")
