@@ -91,7 +91,7 @@ class LoRALinear(nn.Linear):
     adapter adds `lora_A.weight` and `lora_B.weight`, always fp32. `strength` is 1 in training.
     """
 
-    fast, lean = True, False  # set by sd/exact_shortcuts.py
+    fast, lean, checkpointing = True, False, False  # set by sd/exact_shortcuts.py
 
     def __init__(self, base: nn.Linear, rank: int, alpha: float, dropout: float,
                  rng: torch.Generator) -> None:
@@ -133,7 +133,8 @@ class LoRALinear(nn.Linear):
         y, p = super().forward(x), self.dropout * self.training
         if self.strength == 0:
             return y
-        # Drawn on the CPU, whose generator activation checkpointing restores before it recomputes.
+        if p and self.checkpointing and not self.keys:  # the backward pass would draw other masks
+            raise ValueError("dropout in recomputed blocks needs the keys of seed_dropout")
         keys = (self.keys or [int(torch.randint(2**62, ()))]) if p else []
         if self.fast and self.training:
             A, B = self._divided(y.dtype)

@@ -92,7 +92,8 @@ class UNetEncoder(nn.Module):
     def run(self, module: Callable[..., Tensor], *inputs: Any) -> Tensor:
         """module(*inputs); with `checkpointing`, the backward pass recomputes its activations."""
         if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(module, *inputs, use_reentrant=False)
+            # Nothing in a block draws from torch's generators, so none is saved and set back.
+            return checkpoint(module, *inputs, use_reentrant=False, preserve_rng_state=False)
         return module(*inputs)
 
     def run_layer(self, resnet: nn.Module, transformer: nn.Module | None, h: Tensor, time: Tensor,

@@ -141,6 +141,7 @@ def step(fast: bool, dtype: torch.dtype, tokens: int, dropout: float,
         nn.init.normal_(B, std=0.1)
     set_fast(unet, fast)
     set_checkpointing(unet, checkpointing)
+    lora.seed_dropout(unet, [5, 6])
     z_t, context = torch.randn(2, 4, 32, 32), torch.randn(2, tokens, UNET.cross_attention_dim)
     with torch.autocast("cpu", dtype, enabled=not fast and dtype != torch.float32):
         eps_hat = unet(z_t, torch.tensor([3, 900]), context)
@@ -176,6 +177,20 @@ def test_what_is_computed_again_changes_no_bit(tokens: int, dtype: torch.dtype) 
         assert torch.equal(eps_hat, expected[0])
         assert all(torch.equal(gradient, expected[1][name]) for name, gradient in gradients.items()
                    if gradient is not None)
+
+
+def test_recomputed_blocks_leave_torchs_generator_alone() -> None:
+    """It is not set back before they are computed again, so dropout needs keys."""
+    unet = UNet(UNET).train()
+    lora.inject(unet)
+    set_checkpointing(unet, "full")
+    inputs = torch.randn(2, 4, 8, 8), torch.tensor([3, 900]), torch.randn(2, 2, UNET.cross_attention_dim)
+    with pytest.raises(ValueError, match="seed_dropout"):
+        unet(*inputs)
+    lora.seed_dropout(unet, [5, 6])
+    before = torch.get_rng_state()
+    unet(*inputs).sum().backward()
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.05), (torch.float16, 0.01)])

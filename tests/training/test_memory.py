@@ -86,6 +86,7 @@ def test_the_count_is_what_a_real_step_keeps(fast: bool, checkpointing: str) -> 
     lora.inject(unet, config.rank, config.alpha, config.dropout)
     set_fast(unet, fast)
     set_checkpointing(unet, checkpointing)
+    lora.seed_dropout(unet, [5, 6])
     z_t, t = torch.randn(2, 4, 8, 8), torch.zeros(2, dtype=torch.long)
     tokens = torch.randn(2, 1, UNET.cross_attention_dim, requires_grad=True)
     not_kept = {x.untyped_storage().data_ptr() for x in [*unet.parameters(), z_t, t, tokens]}
