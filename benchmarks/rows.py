@@ -54,7 +54,8 @@ class Place(NamedTuple):
     def checkpoint(self, resolution: int) -> str:
         """A class checkpoint to sample from or to train on, made at the first call."""
         out = self.work / f"trained {resolution}" / "run"
-        if not out.exists():
+        # What a killed run left is no checkpoint; the same command begins it again.
+        if not (out / "adapter.safetensors").exists():
             timed(["train_class.py", *QUIET, "--data", self.data, "--base", self.base,
                    "--class-dropout", "0.1", "--resolution", str(resolution), "--max-steps", "1",
                    "--batch-size", "1", "--device", self.device, "--out", str(out)], lambda: 0)

@@ -153,9 +153,14 @@ def test_every_run_has_its_own_folder_and_is_told_the_base(tmp_path: Path,
         assert flags["--base"] == place.base
         folders.append(Path(flags["--out"]))
         folders[-1].mkdir(parents=True, exist_ok=True)
+        if killed:
+            killed.clear()
+            raise KeyboardInterrupt
+        (folders[-1] / "adapter.safetensors").touch()
         return timing.Run([1.0], 1.0, 1.0)
 
     folders: list[Path] = []
+    killed: list[bool] = []
     place = rows.Place(str(ROOT / "tiny"), "bottle", tmp_path, "cpu")
     monkeypatch.setattr(rows, "timed", noted)
     monkeypatch.setattr(rows, "arithmetic", lambda *what: Footprint(*range(7)))
@@ -163,6 +168,11 @@ def test_every_run_has_its_own_folder_and_is_told_the_base(tmp_path: Path,
         for once in make().contenders.values():
             assert once() and once()
     assert len(folders) == len(set(folders)) > 50
+    killed.append(True)
+    with pytest.raises(KeyboardInterrupt):
+        place.checkpoint(32)
+    begun = len(folders)
+    assert place.checkpoint(32) == place.checkpoint(32) == str(folders[-1]) and len(folders) == begun + 1
 
 
 @pytest.mark.slow
