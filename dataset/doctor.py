@@ -14,7 +14,15 @@ import numpy as np
 from PIL import Image
 
 from dataset.duplicates import Fingerprint, duplicates, fingerprint
-from dataset.findings import MaskLook, lacking, look_at, mask_findings, soft_note, view_advice
+from dataset.findings import (
+    MaskLook,
+    lacking,
+    look_at,
+    mask_findings,
+    soft_note,
+    unportable,
+    view_advice,
+)
 from dataset.image_files import opened, read_image
 from dataset.layouts import Photo, find_products, is_good
 from dataset.masks import FEW_CELLS
@@ -176,7 +184,7 @@ def report(names: list[str], resolution: int, out: Path, as_json: bool = False) 
     found = {"resolution": resolution, "classes": {name: _numbers(group) for name, group in classes.items()},
              "smallest": [{"image": str(look.photo.image), "pixels": look.mask.pixels,
                            "share": look.mask.share, "latent_cells": look.cells} for look in smallest],
-             "notes": [*scan.notes, *soft_note(masks), *lacking(scan.photos),
+             "notes": [*scan.notes, *soft_note(masks), *lacking(scan.photos), *unportable(scan.photos),
                        *view_advice(masks, resolution)],
              "sheet": str(out) if looks else None,
              "placements": placed and {"sheet": str(placements) if placed[0] else None, "placed": placed[0],

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import combinations
 
 import numpy as np
 
@@ -18,6 +20,7 @@ from runtime.errors import UserError
 # What is reported: of a damaged photo without a mask, a smaller share of the photo within one view; a larger
 # share of damage in most photos of a class; in half the photos of a class, a smaller share.
 SEEN, MOST, SMALL = 0.75, 0.5, 0.01
+UNPORTABLE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?|.*[<>:\"|?*\\].*|.*[. ]", re.IGNORECASE)
 # What others call undamaged.
 UNDAMAGED = ("ok", "okay", "normal", "undamaged", "intact", "clean", "pass", "fine", "no_defect", "gut", "io")
 
@@ -51,6 +54,19 @@ def lacking(photos: list[Photo]) -> list[str]:
         if all(photo.mask is None for photo in own):
             lines.append(f"{product}: no masks; train_class.py needs none, train_inpaint.py and "
                          "train_controlnet.py do")
+    return lines
+
+
+def unportable(photos: list[Photo]) -> list[str]:
+    """Damage types whose folders Windows or macOS cannot hold, or cannot tell apart."""
+    lines = []
+    for product in sorted({photo.product for photo in photos}):
+        names = sorted({photo.damage for photo in photos if photo.product == product})
+        lines += [f"{product}/{name}: Windows has no folders of this name; rename it to draw images there"
+                  for name in names if UNPORTABLE.fullmatch(name)]
+        lines += [f"{product}: {first} and {second} differ in upper and lower case alone, which Windows and "
+                  "macOS do not tell apart; join them, or rename one"
+                  for first, second in combinations(names, 2) if first.casefold() == second.casefold()]
     return lines
 
 

@@ -25,12 +25,18 @@ def find_folder(name: str) -> Path:
     if folder.exists():
         raise UserError(f"{name}: a file; give the folder that holds image/")
     published = re.fullmatch(r"DS-[\w-]+(/[\w-]+)?/?", name)
-    beside = [entry.name for entry in visible(folder.parent) if entry.is_dir()]
-    close = nearest(folder.name, beside, 0.8 if published else 0.6)
+    close = nearest_folder(folder, 0.8 if published else 0.6)
     if published and not close:
         return _fetch(name.rstrip("/"))
-    raise UserError(f"{name}: no such folder; " + (f"did you mean {folder.parent / close}?" if close else
+    raise UserError(f"{name}: no such folder; " + (f"did you mean {close}?" if close else
                     "give a product's folder, or a name in the published dataset such as DS-MVTec/bottle"))
+
+
+def nearest_folder(folder: Path, similarity: float) -> Path | None:
+    """The folder beside `folder` that is named most like it (see runtime.suggestions); None if none is."""
+    beside = [entry.name for entry in visible(folder.parent) if entry.is_dir()]
+    close = nearest(folder.name, beside, similarity)
+    return folder.parent / close if close else None
 
 
 def _fetch(name: str) -> Path:

@@ -58,7 +58,8 @@ def together(main: Callable[[], None]) -> Callable[[], None]:
             return main()
         store, number, size = next(dist.rendezvous("env://"))
         dist.init_process_group(store=store, rank=number, world_size=size, timeout=TIMEOUT)
-        with open(os.devnull, "w") as nowhere, _errors_shared(store), _heartbeat(store, number, size), \
+        with open(os.devnull, "w", encoding="utf-8") as nowhere, _errors_shared(store), \
+                _heartbeat(store, number, size), \
                 contextlib.nullcontext() if number == 0 else contextlib.redirect_stdout(nowhere):
             main()
             wait()

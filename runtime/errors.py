@@ -88,7 +88,7 @@ def run(main: Callable[[], None]) -> None:
     """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the parent process
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (open until the process ends)
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (open until the process ends)
     if isinstance(sys.stdout, io.TextIOWrapper):  # file names may be undecodable
         sys.stdout.reconfigure(errors="backslashreplace")
     with Signals(_interrupt) as signals:

@@ -18,6 +18,8 @@ from PIL import Image
 
 from runtime.errors import UserError
 
+WINDOWS = os.name == "nt"
+
 
 @contextlib.contextmanager
 def naming_errors(path: Path) -> Iterator[None]:
@@ -90,7 +92,7 @@ def _remove_dead(paths: Iterable[Path]) -> None:
 
 def _is_running(number: int) -> bool:
     """Whether a process of this number, other than this one, runs on this machine."""
-    if os.name == "nt":  # os.kill would end it, whatever the signal
+    if WINDOWS:  # os.kill would end it, whatever the signal
         return True
     try:
         os.kill(number, 0)
@@ -103,7 +105,7 @@ def _is_running(number: int) -> bool:
 
 def sync(path: Path) -> None:
     """Return once a file's content, or a folder's list of names, is on the disk."""
-    if os.name == "nt" and path.is_dir():  # Windows opens no folders
+    if WINDOWS and path.is_dir():  # Windows opens no folders
         return
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
@@ -139,7 +141,7 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
     """Append one row. Raises UserError, naming `path`, where it cannot be written."""
     with naming_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "a") as file:
+        with open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
 
@@ -176,6 +178,12 @@ def cut_back(path: Path) -> None:
     if path.exists():
         content = path.read_bytes()
         os.truncate(path, content.rfind(b"\n") + 1)
+
+
+def below_here(path: str | Path) -> str:
+    """A path as it is recorded and shown, however it was given: relative if it lies in the current folder."""
+    place, here = Path(os.path.abspath(path)), Path.cwd()
+    return place.relative_to(here).as_posix() if place.is_relative_to(here) else str(place)
 
 
 def sha256(path: Path) -> str:

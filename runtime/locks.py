@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import platform
 import shutil
@@ -11,10 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from runtime import files
 from runtime.errors import UserError
 from runtime.files import is_private, naming_errors, private_folder, remove_leftovers, sync
 
 LOCK = ".lock"
+UNREAD = 1 << 30  # the byte that Windows locks: others cannot read it, and what is written lies before it
 
 
 @contextlib.contextmanager
@@ -28,21 +31,21 @@ def locked(folder: Path) -> Iterator[None]:
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     place = folder / LOCK
-    with _held(folder, place) as file:
-        try:
-            with naming_errors(place):
-                file.truncate(0)
-                os.write(file.fileno(), f"{os.getpid()} on {platform.node()}".encode())
-            remove_leftovers(folder)
-            yield
-        finally:
-            try:  # before the lock is released, after which it may be another's
-                place.unlink(missing_ok=True)
-            except KeyboardInterrupt:
-                place.unlink(missing_ok=True)
-                raise
-            if made and not any(folder.iterdir()):  # refused before anything was written
-                folder.rmdir()
+    try:
+        with _held(folder, place) as file:
+            try:
+                with naming_errors(place):
+                    file.truncate(0)
+                    os.write(file.fileno(), f"{os.getpid()} on {platform.node()}".encode())
+                remove_leftovers(folder)
+                yield
+            finally:
+                if not files.WINDOWS:  # before the lock is released, after which it may be another's
+                    _leave(folder, place, made)
+    finally:
+        if files.WINDOWS:  # which removes no open file: neither before this, nor another's
+            with contextlib.suppress(OSError):
+                _leave(folder, place, made)
 
 
 @contextlib.contextmanager
@@ -77,11 +80,22 @@ def new_folder(out: Path) -> Iterator[Path]:
             out.rmdir()
 
 
+def _leave(folder: Path, place: Path, made: bool) -> None:
+    """Remove the lock file, and a folder that was made and then not written to."""
+    try:
+        place.unlink(missing_ok=True)
+    except KeyboardInterrupt:
+        place.unlink(missing_ok=True)
+        raise
+    if made and not any(folder.iterdir()):
+        folder.rmdir()
+
+
 @contextlib.contextmanager
 def _held(folder: Path, place: Path) -> Iterator[IO[str]]:
     """The file `place`, open and locked. Tried again where its last owner removed it in between."""
     while True:
-        with open(place, "a+") as file:
+        with open(place, "a+", encoding="utf-8") as file:
             _lock(folder, file)
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(file.fileno()), os.stat(place)):
@@ -92,8 +106,7 @@ def _held(folder: Path, place: Path) -> Iterator[IO[str]]:
 def _lock(folder: Path, file: IO[str]) -> None:
     """Lock an open file; say on stderr where this system or file system cannot. Raises UserError."""
     try:
-        import fcntl  # not on Windows
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _take(file)
     except (BlockingIOError, PermissionError) as error:
         file.seek(0)
         owner = file.read() or "of another run"
@@ -102,3 +115,14 @@ def _lock(folder: Path, file: IO[str]) -> None:
     except (ImportError, OSError) as error:
         print(f"{folder}: cannot be locked here ({error}); start no other command that writes to it",
               file=sys.stderr)
+
+
+def _take(file: IO[str]) -> None:
+    """Lock an open file, or raise OSError at once."""
+    if files.WINDOWS:
+        msvcrt = importlib.import_module("msvcrt")
+        os.lseek(file.fileno(), UNREAD, os.SEEK_SET)
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl  # not on Windows
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,7 +22,7 @@ from dataset.layouts import is_good
 from dataset.masks import FEW_CELLS
 from dataset.paste import DoesNotFit, View, box_for, changes, make_view, paste
 from runtime.errors import UserError
-from runtime.files import sha256
+from runtime.files import below_here, sha256
 from runtime.pictures import tensor_to_image
 from runtime.seeds import numpy_rng
 from sampling.mask_bank import MaskBank, MaskFiles
@@ -180,12 +179,6 @@ def stacked_views(given: list[Input]) -> tuple[Tensor, Tensor]:
     image = torch.stack([torch.from_numpy(view.image.copy()) for view in views]).permute(0, 3, 1, 2)
     hole = torch.stack([torch.from_numpy(view.hole)[None] for view in views])
     return image.float() / 127.5 - 1, hole.float()
-
-
-def below_here(path: str) -> str:
-    """A path as it is recorded, however it was given: relative if it lies in the current folder."""
-    place, here = Path(os.path.abspath(path)), Path.cwd()
-    return str(place.relative_to(here) if place.is_relative_to(here) else place)
 
 
 def content_digest(files: list[Path]) -> str:

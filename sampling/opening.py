@@ -11,6 +11,7 @@ from typing import Any
 from checkpoints.controlnet import ControlSettings
 from checkpoints.loading import CheckpointFile
 from checkpoints.metadata import Header
+from dataset.hub import nearest_folder
 from dataset.image_files import depth_notes
 from dataset.layouts import is_good
 from dataset.placement import JITTER
@@ -63,7 +64,9 @@ def find_photos(folder: str | None) -> list[Path]:
         raise UserError("--images: this checkpoint paints into photos; give a folder of undamaged ones, such "
                         "as DS-MVTec/bottle/image/good")
     if not Path(folder).is_dir():
-        raise UserError(f"--images {folder}: no such folder; give one with photos of undamaged parts")
+        close = nearest_folder(Path(folder), 0.6)
+        raise UserError(f"--images {folder}: no such folder; " + (
+            f"did you mean {close}?" if close else "give one with photos of undamaged parts"))
     scan = Scan()
     photos, _ = photos_and_masks(Path(folder), scan)
     for line in scan.lost + scan.notes + depth_notes(photos) if distributed.first() else []:

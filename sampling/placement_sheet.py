@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from runtime import distributed
 from runtime.errors import UserError
-from runtime.files import save_image
+from runtime.files import below_here, save_image
 from runtime.pictures import grid, outline
 from sampling.further_damages import placed_damages
 from sampling.inputs import Input, Inputs
@@ -44,7 +44,7 @@ def show_placements(inputs: Inputs, classes: list[str], per_class: int, out: Pat
             labels.append(damage if scores[damage] is None else f"{damage}\nscore {scores[damage]:.2f}")
     if not rows:
         raise UserError("--placement-only: no mask finds a place; give photos of the masks' product")
-    sheet = out.resolve().with_name(f"{out.resolve().name}-placement.png")
+    sheet = Path(below_here(out.resolve().with_name(f"{out.resolve().name}-placement.png")))
     save_image(sheet, grid(rows, labels, "Where masks go, and how well their surroundings agree"))
     result = {"sheet": str(sheet), "score": scores, "tried_again": tried, "left_out": sum(lost.values())}
     if as_json:

@@ -14,7 +14,7 @@ from PIL import Image
 from dataset.layouts import FURTHER, JOURNAL, REJECTED, Files, files_of, mask_values
 from runtime import distributed
 from runtime.errors import UserError
-from runtime.files import append_row, cut_back, save_rows, sync
+from runtime.files import append_row, below_here, cut_back, save_rows, sync
 from runtime.locks import locked
 from sampling.contact_sheet import Shown
 from sampling.generation import Wanted
@@ -105,7 +105,8 @@ class SampleFolder:
         """Where a picture goes that is not of the dataset: in MVTec AD's layout, where every picture in the
         folder counts, beside it."""
         if self.settings["layout"] == "mvtec":
-            return self.folder.resolve().with_name(f"{self.folder.resolve().name}-{name}")
+            folder = self.folder.resolve()
+            return Path(below_here(folder.with_name(f"{folder.name}-{name}")))
         return self.folder / name
 
     @property

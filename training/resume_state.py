@@ -79,9 +79,11 @@ class ResumeState:
         for name, tensor in saved.items():
             _, index, key = name.split(".")
             weight = weights[int(index)]
-            if tensor.shape == weight.shape:  # in its weight's memory format: fused AdamW rounds otherwise
-                tensor = torch.empty_like(weight, requires_grad=False).copy_(tensor)
-            moments.setdefault(int(index), {})[key] = tensor
+            # In its weight's memory format, because fused AdamW rounds otherwise; and a copy in any case,
+            # because Windows replaces no file of which a tensor is still mapped.
+            like = weight if tensor.shape == weight.shape else tensor
+            copied = torch.empty_like(like, requires_grad=False).copy_(tensor)
+            moments.setdefault(int(index), {})[key] = copied
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
 

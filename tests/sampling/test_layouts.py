@@ -79,7 +79,8 @@ def test_mvtecs_layout_holds_no_other_picture(inpaint_run: Path, photos: Path) -
     Path("generated-grid.png").write_text("someone else's")
     assert paint(inpaint_run, photos, "--layout", "mvtec").failed_with("generated-grid.png", "another --out")
     Path("generated-grid.png").unlink()
-    assert paint(inpaint_run, photos, "--layout", "mvtec").status == 0
+    outcome = paint(inpaint_run, photos, "--layout", "mvtec")
+    assert outcome.status == 0 and "see generated-grid.png and" in outcome.out
     assert Path("generated-grid.png").is_file()
     assert {file.relative_to("generated").parts[0] for file in Path("generated").rglob("*.png")} == {
         "test", "ground_truth"}

@@ -291,6 +291,7 @@ def test_litter_is_ignored_and_other_files_are_counted(inpaint_run: Path, photos
 def test_mistakes(inpaint_run: Path, photos: Path, place: Place, tmp_path: Path) -> None:
     assert command(sample.main, "--ckpt", inpaint_run).failed_with("--images", "image/good")
     assert paint(inpaint_run, tmp_path / "nowhere").failed_with("--images", "nowhere")
+    assert paint(inpaint_run, photos.with_name(f"{photos.name}s")).failed_with(f"did you mean {photos}?")
     assert paint(inpaint_run, place.data).failed_with("no photos in it", "image/good")
     save(tmp_path / "small/a.png", np.ones((16, 16), np.uint8))
     outcome = paint(inpaint_run, photos, "--masks", tmp_path / "small")
