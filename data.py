@@ -11,11 +11,11 @@ import torch
 
 from dataset import augmentation
 from dataset.classes import class_order, group_by_class, subset
+from dataset.decoded import DecodedPhotos, Item
 from dataset.findings import findings, missing_masks
-from dataset.image_files import read_image
 from dataset.item_views import ItemViews
-from dataset.layouts import GOOD, Photo, find_products, is_good, select_products
-from dataset.mask_files import read_mask, region_of
+from dataset.layouts import find_products, select_products
+from dataset.padding import FITS, kept, own_cells, slimness
 from dataset.scan import scan_products
 from dataset.windows import VIEWS, Box, widened
 from runtime import errors
@@ -23,8 +23,6 @@ from runtime.cli import flag
 from runtime.errors import UserError
 from runtime.seeds import numpy_rng
 
-CACHE_BYTES = 2 << 30
-CACHED = 64 << 20  # bytes of an image that is kept, at most
 MOST_CHANNELS = 31  # masks by class are the bits of an int32
 
 
@@ -40,6 +38,8 @@ class DataConfig:
     view: str = flag("whole", "what an example shows: whole (the largest square, moving along a long photo), "
                      "close (a square around one damage, for small damage), or mixed", group="data",
                      choices=VIEWS, common=True)
+    fit: str = flag("crop", "a photo that is not square: crop (squares of it, by turns) or pad (all of it, "
+                    "mirrored around, which the loss leaves out)", group="data", choices=FITS)
     orientation: str = flag("any", "any: augment with flips and quarter turns; fixed: without, for parts "
                             "that lie one way", group="data", choices=augmentation.ORIENTATIONS, common=True)
     normalize_to_neg1_pos1: bool = flag(True, "images in [-1,1] rather than [0,1]", group="data")
@@ -52,13 +52,6 @@ class DataConfig:
                                                    "(default: all)", group="data", minimum=1)
     damage_type_to_class_id: list[str] = flag([], "class ids as name=id (default: by the alphabet)",
                                               group="data")
-
-
-@dataclass(frozen=True)
-class Item(Photo):
-    """A photo with its class id."""
-
-    class_id: int
 
 
 def check_resolution(resolution: int) -> int:
@@ -80,10 +73,12 @@ class DefectDataset(torch.utils.data.Dataset):
                  masks_by_class: bool = False) -> None:
         self.items, self.classes, self.config, self.resolution = items, classes, config, resolution
         self.channels = len(classes) if masks_by_class else 1
-        self._cache: dict[int, tuple[np.ndarray, np.ndarray | None]] = {}
-        self.views = ItemViews(list(items), config.view, config.seed, resolution, self._own_damage)
-        self._last: tuple[int, Any] = -1, None
-        self._room = CACHE_BYTES
+        self.pads = config.fit == "pad"
+        self.shape = kept(list(items), resolution) if self.pads else []  # of the square, what is the photos'
+        self.decoded = DecodedPhotos(
+            items, resolution, shrunk=config.view == "whole", pads=self.pads, channels=self.channels,
+            wanted=lambda index: config.load_masks or not self.views.shown_whole(index))
+        self.views = ItemViews(list(items), config.view, config.seed, resolution, self.decoded.own, self.pads)
         self.notes: list[str] = []  # on what was found and not used
 
     def __len__(self) -> int:
@@ -101,7 +96,7 @@ class DefectDataset(torch.utils.data.Dataset):
 
     def warnings(self) -> list[str]:
         """One line for each thing that a user should know before training. Reads every mask once."""
-        return self.notes + findings(self.items, self.resolution, self.config.view)
+        return self.notes + findings(self.items, self.resolution, "pad" if self.pads else self.config.view)
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         """The example for (epoch, index), which is what the sampler of a DataLoader yields."""
@@ -111,17 +106,19 @@ class DefectDataset(torch.utils.data.Dataset):
     def example(self, index: int, epoch: int) -> dict[str, Any]:
         """image (3,R,R) in [-1,1] (or [0,1]), class_id, and with load_masks mask (1,R,R) in {0,1}; float32.
 
-        With masks_by_class the mask is (classes,R,R): all damage in the view, not this example's alone.
+        With masks_by_class the mask is (classes,R,R): all damage in the view, not this example's alone. With
+        --fit pad also own (1,R/8,R/8) in {0,1}: the latent cells that show the photo, not its mirror alone.
         Without augmentation it is the plain view, resized. Raises UserError where a file cannot be decoded
         or a damaged image's mask is empty.
         """
         box = self.window(index, epoch)  # first, because it may decode another image
-        pixels, region = self._decoded(index)
+        pixels, region = self.decoded(index)
         motion = augmentation.IDENTITY
         rng = numpy_rng(self.config.seed, "augmentation", epoch, index)
         if self.config.augment:
             cut = None if region is None else augmentation.prepare(region, box, self.resolution)
-            motion = augmentation.draw_motion(rng, self.config.orientation, cut)
+            slim = slimness(self.items[index]) if self.pads else 1.0
+            motion = augmentation.draw_motion(rng, self.config.orientation, cut, slim)
             wide = widened(box, pixels.shape)
             motion, box = motion * (box[2] / wide[2]), wide
         pixels = augmentation.prepare(pixels, box, self.resolution)
@@ -138,6 +135,8 @@ class DefectDataset(torch.utils.data.Dataset):
                     else augmentation.warp_mask(region, motion, self.resolution))
             bits = np.arange(self.channels, dtype=mask.dtype)[:, None, None]
             example["mask"] = torch.from_numpy((mask >> bits & 1).astype(np.float32))
+        if self.pads:
+            example["own"] = own_cells(self.items[index], motion, self.resolution)
         return example
 
     def window(self, index: int, epoch: int) -> Box:
@@ -149,58 +148,7 @@ class DefectDataset(torch.utils.data.Dataset):
 
         Raises UserError for the first that cannot be decoded.
         """
-        for index in range(len(self)):
-            size = sum(values.nbytes for values in self._decoded(index) if values is not None)
-            if size > self._room:
-                return
-
-    def _decoded(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """The image (H,W,3) uint8 and, with load_masks or where a view depends on it, where damage is (H,W),
-        see _region. Shrunk by a whole factor where every view shows the shorter side and it is far too large.
-        """
-        if index in self._cache:
-            return self._cache[index]
-        if index == self._last[0]:
-            return self._last[1]
-        self._last = -1, None
-        item = self.items[index]
-        image = read_image(item.image)
-        region = self._region(item) if self.config.load_masks or not self.views.shown_whole(index) else None
-        factor = augmentation.shrink_factor(min(image.shape[:2]), self.resolution)
-        if self.config.view == "whole" and factor > 1:
-            image = augmentation.shrink(image, factor)
-            region = None if region is None else augmentation.shrink(region, factor)
-        self._last = index, (image, region)
-        size = image.nbytes + (0 if region is None else region.nbytes)
-        if size <= min(self._room, CACHED):
-            self._cache[index] = image, region
-            self._room -= size
-        return image, region
-
-    def _own_damage(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """As _decoded, but for the damage, which is the item's own, 0 or 1."""
-        image, region = self._decoded(index)
-        if region is None or self.channels == 1:
-            return image, region
-        return image, (region >> self.items[index].class_id & 1).astype(np.uint8)
-
-    def _region(self, item: Item) -> np.ndarray | None:
-        """The item's damage, (H,W) uint8; with masks_by_class all damage of its photo, a bit a class, int32.
-
-        Bits pass through augmentation as they are: resampling takes nearest points and joins them by "or".
-        """
-        region = item.region()
-        if region is None:
-            return None
-        if not region.any() and not is_good(self.classes[item.class_id]):
-            raise UserError(f"{item.mask}: empty, but its image is not {GOOD}; draw it or move the image")
-        if self.channels == 1:
-            return region
-        bits = np.zeros(region.shape, np.int32)
-        for other in self.items:
-            if other.image == item.image and other.mask is not None:
-                bits |= region_of(read_mask(other.mask), other.mask_value).astype(np.int32) << other.class_id
-        return bits
+        self.decoded.fill()
 
 
 def load_dataset(config: DataConfig, resolution: int | None = None,
@@ -215,6 +163,9 @@ def load_dataset(config: DataConfig, resolution: int | None = None,
     scan = scan_products(products)
     if config.load_masks or config.view != "whole":
         scan.problems += missing_masks(scan.photos, "" if config.load_masks else config.view)
+    if config.fit == "pad" and config.view != "whole":
+        scan.problems.append(f"--fit pad: shows each photo whole; --view {config.view} does not, so omit one "
+                             "of both")
     if scan.problems:
         more = len(scan.problems) - 1
         raise UserError(scan.problems[0] + (f" (and {more} more: see python data.py doctor)" if more else ""))

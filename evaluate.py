@@ -36,7 +36,7 @@ from evaluation.out_folder import check_place, claim
 from evaluation.report import chart, table
 from evaluation.report_page import page
 from evaluation.seen_views import as_seen
-from evaluation.selected import before_selection
+from evaluation.selected import with_before
 from evaluation.vae_reconstruction import as_the_base_draws
 from evaluation.verdict import verdict
 from runtime import distributed, errors
@@ -112,11 +112,8 @@ def rows_of(config: Config, sets: EvaluationSets, reconstructions: dict[Path, Ph
     ones."""
     training = sets.training
     rows = {GENERATED: sets.fake, COPY: training}
-    try:
-        if before := before_selection(sets, Path(config.fake)):
-            rows[BEFORE] = before
-    except UserError as error:
-        findings.missing[BEFORE] = str(error)
+    if sets.before:
+        rows[BEFORE] = sets.before
     if reconstructions:
         rows[RENDERED] = ImageSet([reconstructions[photo.image] for photo in training.photos], training.label)
     try:
@@ -191,7 +188,7 @@ def evaluate(config: Config) -> None:
     device, out, findings = choose_device(config.device), Path(config.out), Findings()
     sets = load_sets(config.real, config.fake, config.classes, config.ckpt, config.skip_unreadable)
     real_digest = claim(out, sets.real, config.real)
-    sets = as_seen(sets, config.ckpt, out / "views")
+    sets = as_seen(with_before(sets, Path(config.fake), findings), config.ckpt, out / "views")
     print(f"{len(sets.fake)} generated images against {len(sets.reference)} training images"
           + (f", {len(sets.held_out)} real ones held out" if sets.held_out else ""), file=sys.stderr)
     networks = load_networks(config, device, findings)

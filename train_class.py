@@ -9,6 +9,7 @@ from torch import Tensor
 
 from checkpoints.prompts import contexts_for
 from data import load_dataset
+from dataset.padding import cut
 from runtime import errors
 from runtime.cli import parse
 from runtime.device import DTYPES
@@ -53,7 +54,7 @@ def main() -> None:
 
     unet = load_unet(config.base, device=device, dtype=DTYPES[config.precision])
     vae = load_vae(config.base, device=device, dtype=torch.float32)
-    context, trainable = add_adapters(config, "class", dataset.classes, unet)
+    context, trainable = add_adapters(config, "class", dataset, unet)
 
     def encode(batch: Batch) -> dict[str, Tensor]:
         """image (B,3,R,R) -> the posterior of its latents; cached, unless --latent-variants is 0."""
@@ -67,14 +68,14 @@ def main() -> None:
         eps, t = noise.normal(), noise.timesteps()
         z_t = add_noise(z_0, eps, t)
         eps_hat = unet(z_t, t, context(noise.drop_class(batch["class_id"])))
-        return per_image_loss(eps_hat, eps, t, config.min_snr_gamma)
+        return per_image_loss(eps_hat, eps, t, config.min_snr_gamma, batch.get("own"), weight=1)
 
     def preview_row(class_id: int, name: str) -> Row:
         """Images of one class, in each preview from the same noise."""
         wanted = [(name, number) for number in range(PREVIEWS)]
         contexts = contexts_for(context, [class_id] * PREVIEWS)
         sampling = SamplingConfig(config.seed, config.preview_steps, guidance=config.preview_guidance)
-        images = sample_images(unet, vae, contexts, wanted, sampling, config.resolution)
+        images = cut(sample_images(unet, vae, contexts, wanted, sampling, config.resolution), dataset.shape)
         return Row(images, [tensor_to_image(image) for image in images])
 
     latents = Latents(config, "class", dataset, vae, encode)

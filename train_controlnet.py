@@ -14,6 +14,7 @@ from checkpoints.loading import base_of, load_checkpoint, read_checkpoint
 from checkpoints.metadata import ControlHeader, Header, trained_with
 from checkpoints.prompts import contexts_for
 from data import DataConfig, DefectDataset, load_dataset
+from dataset.padding import cut
 from lora import divide
 from runtime import errors
 from runtime.cli import changed, flag, parse
@@ -93,10 +94,12 @@ def take_over(config: Config, path: Path, header: Header) -> None:
     if config.resolution not in (0, header.resolution):
         raise UserError(f"--resolution {config.resolution}: {path} was trained at {header.resolution}; omit "
                         "the flag, or retrain that checkpoint")
-    view = trained_with(header, DataConfig).view
-    if view not in (config.view, "mixed"):
-        raise UserError(f"--view {config.view}: {path} was trained with --view {view}, at which scale it "
-                        f"draws; give --view {view}")
+    trained = trained_with(header, DataConfig)
+    if trained.view not in (config.view, "mixed"):
+        raise UserError(f"--view {config.view}: {path} was trained with --view {trained.view}, at which "
+                        f"scale it draws; give --view {trained.view}")
+    if trained.fit != config.fit:
+        raise UserError(f"--fit {config.fit}: {path} was trained with --fit {trained.fit}; give that")
     if config.class_dropout > 0 and not header.has_null:
         raise UserError(f"--class-dropout {config.class_dropout:g}: {path} was trained without, so it has no "
                         "null class; retrain it with --class-dropout 0.1, or omit the flag")
@@ -180,7 +183,8 @@ def main() -> None:
         divide(control)
         with autocast(device, dtype):  # the ControlNet's weights are trained, so they are fp32
             residuals = control(z_t, t, tokens, condition)
-        return per_image_loss(unet(z_t, t, tokens, residuals), eps, t, config.min_snr_gamma)
+        eps_hat = unet(z_t, t, tokens, residuals)
+        return per_image_loss(eps_hat, eps, t, config.min_snr_gamma, batch.get("own"), weight=1)
 
     def preview_row(class_id: int, name: str) -> Row:
         """Images of one class, in each preview from the same masks and noise; the masks are outlined."""
@@ -192,6 +196,7 @@ def main() -> None:
         sampling = SamplingConfig(config.seed, config.preview_steps, guidance=config.preview_guidance)
         with autocast(device, dtype):
             images = sample_images(unet, vae, contexts, wanted, sampling, config.resolution, condition)
+        images, masks = cut(images, dataset.shape), cut(masks, dataset.shape)
         return Row(images, [outline(tensor_to_image(image), mask.amax(0).numpy())
                             for image, mask in zip(images, masks, strict=True)])
 

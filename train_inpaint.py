@@ -53,6 +53,9 @@ class Config(TrainConfig):
         super().__post_init__()
         if not self.load_masks:
             raise UserError("--no-load-masks: inpainting is learnt from masks; omit the flag")
+        if self.fit != "crop":
+            raise UserError(f"--fit {self.fit}: inpainting paints squares of a photo of any shape and keeps "
+                            "the rest; omit the flag")
 
 
 @together
@@ -69,7 +72,7 @@ def main() -> None:
 
     unet, widened = load_inpainting_unet(config.base, device=device, dtype=DTYPES[config.precision])
     vae = load_vae(config.base, device=device, dtype=torch.float32)
-    context, trainable = add_adapters(config, "inpaint", dataset.classes, unet, widened=widened)
+    context, trainable = add_adapters(config, "inpaint", dataset, unet, widened=widened)
 
     def encode(batch: Batch) -> dict[str, Tensor]:
         """image (B,3,R,R), hole (B,1,R,R) -> posteriors of image and masked image, and the latent mask.

@@ -145,7 +145,7 @@ def views() -> Iterable[str]:
         name = {"long_damage_at_both_ends": "6 strips of 512 x 128, damaged at both ends"
                 }.get(product, f"40 {product}")
         for view, row in found.items():
-            title = "one square, as before" if view == "one square" else f"`{view}`"
+            title = {"one square": "one square, as before", "pad": "`--fit pad`"}.get(view, f"`{view}`")
             lost = f"{row['lost']} of {row['regions']}" if view == "one square" else row["lost"]
             cells = ", ".join(f"{round(value + 1e-9):.0f}" for value in row["cells"])
             few = f"{100 * row['examples under 4 cells']:.1f}".removesuffix(".0")

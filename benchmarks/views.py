@@ -27,6 +27,7 @@ from runtime.cli import flag, parse
 from runtime.files import save_image
 
 SHAPES = {"strips of 2048 x 256": (256, 2048), "boards of 3000 x 2000": (2000, 3000)}
+PAD = "pad"  # the row of --fit pad
 SMALLEST, LARGEST, MOST = 8, 40, 3  # pixels across, and places a photo
 
 
@@ -57,16 +58,19 @@ def draw(folder: Path, shape: tuple[int, int], count: int) -> Path:
 
 
 def count(data: str, view: str | None, epochs: int) -> dict[str, Any]:
-    """What `epochs` epochs of a view show of all damage; None: the one square that holds most of it.
+    """What `epochs` epochs of a view (or of --fit pad) show of all damage; None: the one square that holds
+    most of it.
 
     lost: connected damaged regions of which no view shows any, and the share of damaged pixels that are in no
     view; cells: the quartiles of the latent cells that an example's damage touches.
     """
-    dataset = load_dataset(DataConfig([data], load_masks=True, augment=False, view=view or "whole"))
+    dataset = load_dataset(DataConfig([data], load_masks=True, augment=False,
+                                      view=view if view in VIEWS else "whole",
+                                      fit="pad" if view == PAD else "crop"))
     regions = lost = pixels = unseen = 0
     cells: list[int] = []
     for index, item in enumerate(tqdm(dataset.items, desc=f"{Path(data).name}, {view}", disable=None)):
-        region = dataset._decoded(index)[1]
+        region = dataset.decoded(index)[1]
         if is_good(item.damage) or region is None:
             continue
         left = region.copy()
@@ -91,8 +95,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         data = {name: str(draw(Path(work, f"{shape[1]}"), shape, config.photos))
                 for name, shape in SHAPES.items()} | {Path(name).name: name for name in config.data}
-        result = {name: {view or "one square": count(folder, view, config.epochs) for view in (None, *VIEWS)}
-                  for name, folder in data.items()}
+        result = {name: {view or "one square": count(folder, view, config.epochs)
+                         for view in (None, *VIEWS, PAD)} for name, folder in data.items()}
     record(config.out, epochs=config.epochs, photos=config.photos, products=result)
     for name, rows in result.items():
         for view, row in rows.items():

@@ -48,6 +48,7 @@ class Header:
     control: ControlHeader | None = None
     prompts: list[str] = field(default_factory=list)  # one a class with --context prompt, else none
     drawing: dict[str, float] = field(default_factory=dict)  # flags of sample.py that suit it best
+    shape: list[int] = field(default_factory=list)  # [h,w], the middle of its square that is kept; []: all
 
     @property
     def strategy(self) -> Strategy:
@@ -111,6 +112,9 @@ def _check(header: Header) -> None:
             wrong.append(f"channels {control.channels}, rank {control.rank}")
     if header.strategy.controls != (header.control is not None):
         wrong.append("control")
+    if header.shape and not (len(header.shape) == 2 and max(header.shape) == header.resolution
+                             and min(header.shape) > 0):
+        wrong.append(f"shape {header.shape}")
     wrong += [f"drawing {name} {value!r}" for name, value in header.drawing.items()
               if name not in DRAWING or not fits(value, float) or not 0 <= value <= MOST_GUIDANCE]
     if wrong:

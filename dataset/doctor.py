@@ -122,7 +122,8 @@ def _numbers(looks: list[Look]) -> dict[str, Any]:
             "mask_pixels": spread([look.mask.pixels for look in drawn]),
             "mask_share": spread([look.mask.share for look in drawn]),
             "latent_cells": spread([look.cells for look in drawn]),
-            "latent_cells_close": spread([look.mask.cells["close"] for look in drawn])}
+            "latent_cells_close": spread([look.mask.cells["close"] for look in drawn]),
+            "latent_cells_pad": spread([look.mask.cells["pad"] for look in drawn])}
 
 
 def _common(counts: dict[str, int]) -> str:
@@ -137,14 +138,15 @@ def _class_lines(name: str, of: dict[str, Any], resolution: int) -> list[str]:
     lines = [f"{name}: {of['images']} images, {_common(of['sizes'])}, {_common(of['modes'])}; "
              f"{of['masks']} masks"]
     if values := of["mask_values"]:
-        pixels, share, cells, close = (
+        pixels, share, cells, close, pad = (
             " / ".join(format(value, form) for value in of[key]) for key, form in
             (("mask_pixels", ".0f"), ("mask_share", ".2%"), ("latent_cells", ".0f"),
-             ("latent_cells_close", ".0f")))
+             ("latent_cells_close", ".0f"), ("latent_cells_pad", ".0f")))
         lines += [f"    mask values {', '.join(map(str, values[:8]))}{' ...' if len(values) > 8 else ''}"
                   + (" (255: a plain mask, read as damage)" if values == [255] else ""),
                   f"    mask area, smallest / median / largest: {pixels} px, {share}, {cells} latent cells "
-                  f"at {resolution} px, {close} with --view close"]
+                  f"at {resolution} px, {close} with --view close"
+                  + (f", {pad} with --fit pad" if pad != cells else "")]
     return lines
 
 

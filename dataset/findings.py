@@ -14,6 +14,7 @@ from dataset.image_files import size_of
 from dataset.layouts import GOOD, Photo, is_good
 from dataset.mask_files import inspect_mask, region_of, values_in
 from dataset.masks import SMALL_CELLS
+from dataset.padding import padded
 from dataset.windows import cells_of
 from runtime.errors import UserError
 
@@ -28,7 +29,8 @@ UNDAMAGED = ("ok", "okay", "normal", "undamaged", "intact", "clean", "pass", "fi
 @dataclass
 class MaskLook:
     """What a photo's mask shows: its values; the damage in pixels, as a share of the photo, and in the latent
-    cells of a whole and of a close view. seen: the share of the photo that a whole view shows."""
+    cells of a whole and of a close view, and with --fit pad. seen: the share of the photo that a whole view
+    shows."""
 
     photo: Photo
     values: list[int]
@@ -98,31 +100,35 @@ def look_at(photo: Photo, resolution: int) -> MaskLook:
     region = region_of(values, photo.mask_value)
     pixels = int(region.sum())
     return MaskLook(photo, values_in(values), soft, pixels, pixels / region.size,
-                    cells={kind: cells_of(region, kind, resolution) for kind in ("whole", "close")})
+                    cells={"whole": cells_of(region, "whole", resolution),
+                           "close": cells_of(region, "close", resolution),
+                           "pad": cells_of(padded(region), "whole", resolution)})
 
 
-def view_advice(looks: Iterable[MaskLook], resolution: int) -> list[str]:
-    """For each product with damage that is small in a whole view, what another --view would give."""
+def view_advice(looks: Iterable[MaskLook], resolution: int, view: str = "whole") -> list[str]:
+    """For each product with damage that is small in a whole view, or with --fit pad (`view` "pad"), what
+    another --view would give."""
     products: dict[str, dict[str, list[MaskLook]]] = {}
     for look in (look for look in looks if look.pixels):
         products.setdefault(look.photo.product, {}).setdefault(look.photo.damage, []).append(look)
     lines = []
     for product, classes in products.items():
         cells = {name: {kind: float(np.median([look.cells[kind] for look in group]))
-                        for kind in ("whole", "close")} for name, group in classes.items()}
+                        for kind in (view, "close")} for name, group in classes.items()}
         shares = {name: float(np.median([look.share for look in group])) for name, group in classes.items()}
         small = [name for name, of in cells.items()
-                 if of["whole"] < min(SMALL_CELLS, of["close"]) and shares[name] < SMALL]
+                 if of[view] < min(SMALL_CELLS, of["close"]) and shares[name] < SMALL]
         if small:
-            name = min(small, key=lambda name: cells[name]["whole"])
+            name = min(small, key=lambda name: cells[name][view])
             lines.append(f"{product}: damage of {name} is {100 * shares[name]:.2g} % of the photo (median), "
-                         f"{cells[name]['whole']:.0f} latent cells at {resolution} px; in close views it is "
+                         f"{cells[name][view]:.0f} latent cells at {resolution} px"
+                         f"{' with --fit pad' if view == 'pad' else ''}; in close views it is "
                          f"{cells[name]['close']:.0f}: use --view "
                          f"{'close' if len(small) == len(classes) else 'mixed'}")
     return lines
 
 
-def mask_findings(looks: Iterable[MaskLook]) -> list[str]:
+def mask_findings(looks: Iterable[MaskLook], view: str = "whole") -> list[str]:
     """Masks that cannot be right, and damage that training does not see."""
     lines, by_class = [], defaultdict(list)
     for look in looks:
@@ -134,18 +140,18 @@ def mask_findings(looks: Iterable[MaskLook]) -> list[str]:
         if inverted:
             lines.append(f"{product}/{damage}: in {len(large)} of {len(masked)} masks most of the photo is "
                          f"damage, such as {large[0].photo.mask}; are they inverted?")
-        lines += [line for look in group if (line := _finding(look, inverted))]
+        lines += [line for look in group if (line := _finding(look, inverted, view))]
     return lines
 
 
-def _finding(look: MaskLook, inverted: bool) -> str | None:
+def _finding(look: MaskLook, inverted: bool, view: str) -> str | None:
     """What is wrong about one photo. inverted: its class has been said to be."""
     photo = look.photo
     if photo.mask is None:
-        if not is_good(photo.damage) and look.seen < SEEN:
+        if not is_good(photo.damage) and look.seen < SEEN and view != "pad":
             return (f"{photo.image}: no mask tells where its damage is, and a view, which is square, shows "
-                    f"{look.seen:.0%} of the photo, so perhaps none of it; add a mask, or cut the photo "
-                    "nearer to a square")
+                    f"{look.seen:.0%} of the photo, so perhaps none of it; add a mask, or use "
+                    "--fit pad")
     elif is_good(photo.damage) and look.pixels:
         return f"{photo.mask}: marks damage on a {GOOD} image; empty it or move the image"
     elif not is_good(photo.damage) and not look.pixels:
@@ -164,14 +170,17 @@ def soft_note(looks: Iterable[MaskLook]) -> list[str]:
 
 
 def findings(photos: Iterable[Photo], resolution: int, view: str, most: int = 5) -> list[str]:
-    """All of these lines about some photos; of those about single photos the first `most` and a count."""
+    """All of these lines about some photos; of those about single photos the first `most` and a count.
+
+    view: that of --view, or pad.
+    """
     looks, lines = [], []
     for photo in dict.fromkeys(photos):
         try:
             looks.append(look_at(photo, resolution))
         except UserError as error:
             lines.append(str(error))
-    lines += mask_findings(looks)
+    lines += mask_findings(looks, view)
     more = [f"and {len(lines) - most} more lines: see python data.py doctor"] if len(lines) > most else []
-    advice = view_advice(looks, resolution) if view == "whole" else []
+    advice = view_advice(looks, resolution, view) if view in ("whole", "pad") else []
     return [*soft_note(looks), *lines[:most], *more, *advice]

@@ -20,11 +20,13 @@ class ItemViews:
     """Which square of an item's photo an epoch shows.
 
     decoded: item -> its photo (H,W,3) and where its own damage is (H,W), in the pixels of all windows.
+    padded: whether all photos are made square before.
     """
 
-    def __init__(self, items: list[Photo], view: str, seed: int, resolution: int, decoded: Decoded) -> None:
+    def __init__(self, items: list[Photo], view: str, seed: int, resolution: int, decoded: Decoded,
+                 padded: bool = False) -> None:
         self.items, self.view, self.seed, self.resolution = items, view, seed, resolution
-        self.decoded = decoded
+        self.decoded, self.padded = decoded, padded
         self._found: dict[tuple[int, str], Any] = {}
 
     @property
@@ -34,8 +36,8 @@ class ItemViews:
 
     def shown_whole(self, index: int) -> bool:
         """Whether all of the item's photo is in every view."""
-        if self.view != "whole":
-            return False
+        if self.padded or self.view != "whole":
+            return self.padded
         width, height = self._once(index, "size", lambda: size_of(self.items[index].image))
         return width == height
 

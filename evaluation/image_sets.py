@@ -51,7 +51,8 @@ class ImageSet:
 class EvaluationSets:
     """real: all of --real; reference: the generator's training images where known, else all of real;
     held_out: real images that it was certainly not trained on, or None. classes: of the real images, sorted;
-    chosen: the ids of those that are evaluated."""
+    chosen: the ids of those that are evaluated; before: the images as they were drawn before some were thrown
+    away, or None where none were."""
 
     classes: list[str]
     chosen: list[int]
@@ -59,6 +60,7 @@ class EvaluationSets:
     fake: ImageSet
     reference: ImageSet
     held_out: ImageSet | None
+    before: ImageSet | None = None
 
     def groups(self) -> dict[str, list[int]]:
         """Class ids by group: all evaluated ones together, then each alone."""

@@ -4,6 +4,7 @@ what was lost, what chose, and the images as they were first drawn."""
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from dataset.layouts import JOURNAL, REJECTED, Photo
 from evaluation.image_sets import EvaluationSets, ImageSet
 from evaluation.networks import Network
+from evaluation.numbers import BEFORE, Findings
 from runtime.errors import UserError
 from runtime.files import read_rows
 
@@ -28,7 +30,16 @@ def _evaluated(rows: Iterable[dict[str, Any]], sets: EvaluationSets) -> list[dic
     return [row for row in rows if row.get("class") in {sets.classes[i] for i in sets.chosen}]
 
 
-def before_selection(sets: EvaluationSets, fake: Path) -> ImageSet | None:
+def with_before(sets: EvaluationSets, fake: Path, findings: Findings) -> EvaluationSets:
+    """The sets with the images before selection; where these are not there, `findings` says why."""
+    try:
+        return replace(sets, before=_before_selection(sets, fake))
+    except UserError as error:
+        findings.missing[BEFORE] = str(error)
+        return sets
+
+
+def _before_selection(sets: EvaluationSets, fake: Path) -> ImageSet | None:
     """The first drawing of every image, kept or not, of the evaluated classes; None where none was thrown
     away. Raises UserError where an image that was thrown away is not there any more."""
     aside, rows = thrown_away(fake)

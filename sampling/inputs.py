@@ -20,6 +20,7 @@ from checkpoints.controlnet import ControlSettings
 from dataset.image_files import read_image, read_levels, size_of
 from dataset.layouts import is_good
 from dataset.masks import FEW_CELLS
+from dataset.padding import cut, padded
 from dataset.paste import DoesNotFit, View, box_for, changes, make_view, paste
 from runtime.errors import UserError
 from runtime.files import below_here, sha256
@@ -68,6 +69,7 @@ class Inputs:
     control: ControlSettings | None = None
     view: str = "whole"  # the square that a mask is painted in: whole or close
     damages: Sequence[int] = (1, 1)  # of an image, at least and at most
+    shape: list[int] = field(default_factory=list)  # [h,w] of the square's middle that is kept; []: all
     _few: set[str] = field(default_factory=set)  # masks of few latent cells, already named
 
     def __post_init__(self) -> None:
@@ -134,13 +136,18 @@ class Inputs:
         """Mask `number` of a class on the photo `file` (H,W,3), if there is one. Raises DoesNotFit."""
         placed = masks.place(damage, number, photo, attempt)
         name = below_here(placed.about["mask"])
-        placed = placed._replace(about={**placed.about, "mask": name})
+        placed = placed._replace(mask=padded(placed.mask) if self.shape else placed.mask,
+                                 about={**placed.about, "mask": name})
         box = box_for(placed.mask, self.view, self.resolution, numpy_rng(masks.seed, "view", damage, number),
                       whole=masks.whole, anywhere=photo is None)
         view = make_view(np.zeros((*placed.mask.shape, 3), np.uint8) if photo is None else photo, placed.mask,
                          box, self.resolution, name, whole=masks.whole)
         if photo is None:
-            return Input(damage, number, view.region, view.region, about=placed.about)
+            shown: np.ndarray = cut(torch.from_numpy(view.region), self.shape).numpy()
+            if shown.sum() < view.region.sum():
+                raise DoesNotFit(f"{name}: its damage lies outside the photo's shape, {self.shape[1]}x"
+                                 f"{self.shape[0]}; give masks of photos of that shape")
+            return Input(damage, number, view.region, shown, about=placed.about)
         if view.cells < FEW_CELLS and name not in self._few:
             self._few.add(name)
             tqdm.write(f"{name}: covers {view.cells} of the model's latent cells, so its damage may hardly "
@@ -156,6 +163,7 @@ class Inputs:
 
         before: the views after a VAE round trip, so that its blur does not count as the model's change.
         """
+        images = [cut(image, self.shape) for image in images]
         turns = iter(zip(images, before or images, strict=True))
         return [self._sample(each, *map(tensor_to_image, next(turns))) if each.fits
                 else Sample(None, rejected=each.rejected) for each in prepared]

@@ -45,7 +45,7 @@ def open_inputs(header: Header, classes: list[str], seed: int, *, images: str | 
     close. Further `damages` of an image are of any class of the checkpoint. Raises UserError for what is
     missing."""
     if not header.strategy.takes_masks:
-        return Inputs(header.resolution)
+        return Inputs(header.resolution, shape=header.shape)
     photos = find_photos(images) if header.strategy.inpaints else None
     masked = [name for name in (header.classes if max(damages) > 1 else classes)
               if photos or not is_good(name)]
@@ -55,7 +55,7 @@ def open_inputs(header: Header, classes: list[str], seed: int, *, images: str | 
               "--classes chooses the damage of their product", file=sys.stderr)
     view = view or ("whole" if header.config.get("view", "whole") == "whole" else "close")
     return Inputs(header.resolution, open_masks(masks, header, masked, seed, jitter), photos, seams, control,
-                  view, damages)
+                  view, damages, header.shape)
 
 
 def find_photos(folder: str | None) -> list[Path]:
@@ -87,7 +87,7 @@ def control_settings(header: Header, control: CheckpointFile | None, scale: floa
     if control:
         settings, about = settings._replace(control=sha256(control.path)), control.header.control
         if (about is None or control.header.classes != header.classes
-                or control.header.resolution != header.resolution):
+                or (control.header.resolution, control.header.shape) != (header.resolution, header.shape)):
             raise UserError(f"--control {control.path}: give a checkpoint of train_controlnet.py for what "
                             f"--ckpt draws: {', '.join(header.classes)} at {header.resolution} px")
         if guidance != 1 and not control.header.has_null:

@@ -60,8 +60,9 @@ def show_placements(inputs: Inputs, classes: list[str], per_class: int, out: Pat
 def _shown(inputs: Inputs, given: Input) -> Image.Image:
     """The photo with the masks of all its damages outlined; without a photo the mask alone."""
     if given.file is None or given.view is None:
-        assert given.region is not None
-        picture, mask = Image.fromarray(given.region * np.uint8(255)), np.zeros_like(given.region)
+        mask = given.region if given.mask is None else given.mask
+        assert mask is not None
+        picture, mask = Image.fromarray(mask * np.uint8(255)), np.zeros_like(mask)
     else:
         picture, damages = placed_damages(inputs, given)
         mask = given.view.mask if damages is None else damages

@@ -25,6 +25,7 @@ from checkpoints.metadata import Header, trained_with
 from data import DataConfig, DefectDataset, load_dataset
 from dataset.image_files import as_rgb
 from dataset.layouts import is_good
+from dataset.padding import padded
 from evaluation.networks import LITE, Network, load_network
 from runtime import distributed
 from runtime.errors import UserError
@@ -122,7 +123,9 @@ class Selection:
         assert self.scorer is not None
         if sample.image is None:
             return sample
-        scores = self.scorer(Picture(*painted_square(sample)), damage)
+        image, mask = painted_square(sample)
+        picture = Picture(padded(image), None if mask is None else padded(mask))  # --fit pad: not yet square
+        scores = self.scorer(picture, damage)
         failed = self.scorer.failed(scores)
         return sample._replace(about={**sample.about, **scores, **({"failed": failed} if failed else {})})
 

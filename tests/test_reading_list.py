@@ -15,8 +15,8 @@ TRAINING = ("checkpoints.prompts sd.pretrained.weights training.batches training
             "training.latents training.presets training.previews training.resume_state training.setup "
             "training.step_noise")
 MAY_IMPORT = {
-    "data": "dataset.augmentation dataset.classes dataset.findings dataset.image_files dataset.layouts "
-            "dataset.item_views dataset.mask_files dataset.scan dataset.windows",
+    "data": "dataset.augmentation dataset.classes dataset.decoded dataset.findings dataset.item_views "
+            "dataset.layouts dataset.padding dataset.scan dataset.windows",
     "lora": "",
     **{f"sd.{name}": "sd.exact_shortcuts" for name in ("layers", "unet", "vae", "samplers", "guidance",
                                                        "controlnet", "inpainting")},
@@ -24,10 +24,10 @@ MAY_IMPORT = {
                      "training.resume_state training.run_folder training.schedules training.step_noise "
                      "training.validation",
     "sampling.generation": "dataset.masks",
-    "train_class": TRAINING,
+    "train_class": TRAINING + " dataset.padding",
     "train_inpaint": TRAINING + " dataset.masks sd.pretrained.inpainting training.holes",
     "train_controlnet": TRAINING + " checkpoints.controlnet checkpoints.loading checkpoints.metadata "
-                                   "sd.exact_shortcuts",
+                                   "dataset.padding sd.exact_shortcuts",
     "sample": "checkpoints.controlnet checkpoints.loading checkpoints.metadata checkpoints.presets "
               "checkpoints.prompts checkpoints.strategies dataset.layouts dataset.placement "
               "evaluation.networks sampling.batches sampling.finished sampling.inputs "

@@ -20,7 +20,7 @@ def per_image_loss(eps_hat: Tensor, eps: Tensor, t: Tensor, gamma: float = 0.0, 
     eps_hat, eps: (B,4,h,w). gamma: where not 0, times min(SNR(t), gamma) / SNR(t) (Hang et al. 2023, arXiv
     2303.09556), with the signal-to-noise ratio abar / (1 - abar) of timestep t (B,). hole (B,1,h,w) in {0,1}
     with `weight` w: (1 - w) times the mean over the image plus w times the mean over its hole, whatever the
-    hole's size; 0 for an empty hole.
+    hole's size; 0 for an empty hole. Other cells than a hole's may be given in the same way.
     """
     error = (eps_hat.float() - eps).square()
     if gamma:

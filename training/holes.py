@@ -65,7 +65,7 @@ class HoleDataset(DefectDataset):
         """The generator of an example's hole, and on half the undamaged images another image's damage and
         where it goes; None where none of those tried finds a place."""
         rng = numpy_rng(self.config.seed, "hole", epoch, index)
-        region = self._decoded(index)[1]
+        region = self.decoded(index)[1]
         if region is not None and region.any():
             return rng, None
         number = int(rng.integers(PLACEMENTS))
@@ -82,20 +82,20 @@ class HoleDataset(DefectDataset):
 
     def _place(self, rng: np.random.Generator, damaged: int, index: int) -> Motion | None:
         """Where an image's damage goes on another image."""
-        region = self._decoded(damaged)[1]
+        region = self.decoded(damaged)[1]
         if region is None or not region.any():
             return None
         return place(rng, self._view(damaged), self._view(index), self.config.orientation)
 
     def _view(self, index: int) -> View:
         if index not in self._views:
-            self._views[index] = view_of(*self._decoded(index))
+            self._views[index] = view_of(*self.decoded(index))
         return self._views[index]
 
     def _moved(self, damaged: int, placed: Motion, index: int, epoch: int) -> np.ndarray | None:
         """The damage (R,R) of an image as placed on another, in the view and motion of this epoch; None where
         nothing of it is seen."""
-        own, region = self._decoded(index)[1], self._decoded(damaged)[1]
+        own, region = self.decoded(index)[1], self.decoded(damaged)[1]
         assert region is not None
         top, left, side = box = self.window(index, epoch)
         within = placed._replace(shift=placed.shift - (left, top))
@@ -128,7 +128,7 @@ class HoleDataset(DefectDataset):
 
     def cells(self, index: int) -> int:
         """The number of latent cells that an image's damage covers in a usual view."""
-        region, kind = self._decoded(index)[1], kind_of(self.config.view, 1)[0]
+        region, kind = self.decoded(index)[1], kind_of(self.config.view, 1)[0]
         return 0 if region is None else cells_of(region, kind, self.resolution)
 
     def warnings(self) -> list[str]:

@@ -120,8 +120,12 @@ class Latents:
     def encoded(self, batch: Batch) -> Batch:
         """class_id and the encoded tensors, on the VAE's device."""
         if not self.files:
-            batch = {"class_id": batch["class_id"], **self.encode(batch)}
+            batch = {"class_id": batch["class_id"], **self._encoded(batch)}
         return {name: values.to(self.device) for name, values in batch.items()}
+
+    def _encoded(self, batch: Batch) -> dict[str, Tensor]:
+        """What the strategy encodes, and with --fit pad which of its cells are the photos' own."""
+        return self.encode(batch) | ({"own": batch["own"]} if "own" in batch else {})
 
     @contextlib.contextmanager
     def vae_on_device(self) -> Iterator[None]:
@@ -152,7 +156,7 @@ class Latents:
         examples = self._examples([(variant, i)] for i in range(len(self)))
         bar = tqdm(examples, total=len(self), unit="image", desc="encoding", leave=False, disable=None)
         with self.vae_on_device():
-            encoded = [{k: tensor.cpu() for k, tensor in self.encode(example).items()} for example in bar]
+            encoded = [{k: tensor.cpu() for k, tensor in self._encoded(example).items()} for example in bar]
         save_tensors(self.files[variant], {k: torch.cat([one[k] for one in encoded]) for k in encoded[0]},
                      "latents", {"variant": variant})
 

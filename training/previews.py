@@ -18,14 +18,14 @@ PREVIEWS = 4  # images of a class
 
 
 class Row(NamedTuple):
-    """One class: its images (N,3,R,R) in [-1,1], for validation, and the pictures to show."""
+    """One class: its images (N,3,H,W) in [-1,1], for validation, and the pictures to show."""
 
     image: Tensor
     pictures: list[Image.Image]
 
 
 class Preview(NamedTuple):
-    """All classes: the picture to look at, the images (N,3,R,R) in [-1,1] and the class id of each."""
+    """All classes: the picture to look at, the images (N,3,H,W) in [-1,1] and the class id of each."""
 
     picture: Image.Image
     image: Tensor

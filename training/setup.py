@@ -86,19 +86,21 @@ def set_up_checkpointing(config: RunConfig, header: Header, unet: UNet, weights:
         pack(unet, gradients=True)
 
 
-def add_adapters(config: TrainConfig, kind: str, classes: list[str], unet: UNet, *,
+def add_adapters(config: TrainConfig, kind: str, dataset: DefectDataset, unet: UNet, *,
                  widened: bool = False) -> tuple[DamageContext, Trainable]:
     """Inject LoRA into `unet` and make the class context; both are trained. The UNet itself stays frozen.
 
     widened: train the UNet's first convolution too, because no LoRA reaches its five new input channels.
     Raises UserError where --init-lora or --prompt does not fit.
     """
-    prompts = prompts_for(config.prompt, classes, product_name(config)) if config.context == "prompt" else []
+    classes, prompts = dataset.classes, list[str]()
+    if config.context == "prompt":
+        prompts = prompts_for(config.prompt, classes, product_name(config))
     header = Header(
         kind=kind, classes=classes, base=config.base, fingerprint=fingerprint(unet),
         resolution=config.resolution, tokens_per_class=config.tokens_per_class,
         class_dropout=config.class_dropout, rank=config.rank, alpha=config.alpha, step=0,
-        config=dataclasses.asdict(config), prompts=prompts,
+        config=dataclasses.asdict(config), prompts=prompts, shape=dataset.shape,
         drawing=drawing_of(config, kind, null=config.class_dropout > 0 or bool(prompts)))
     weights = lora.inject(unet, config.rank, config.alpha, config.dropout, seed=config.seed)
     if config.init_lora:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from data import DefectDataset
 from dataset.layouts import Photo
+from dataset.padding import padded
 from evaluation.comparison import FEWEST
 from evaluation.features import FeatureStore, read_square, resize
 from evaluation.judges import fit_judges, right_share, why_none
@@ -34,7 +35,7 @@ FOLDS = 5  # of the classifiers
 
 class Validator:
     """DCA, FID and KID of previews against the training images, without augmentation: their squares, or with
-    another --view than whole what the first epoch shows of them.
+    another --view than whole or with --fit pad what the first epoch shows of them.
 
     The judges learn from these images as the base's VAE draws them. A score whose network has no weights here
     is reported once on stderr, and stays null.
@@ -46,7 +47,7 @@ class Validator:
         label = np.array([item.class_id for item in latents.items])
         self.network = self.judges = None
         views = None
-        if config.view != "whole":
+        if config.view != "whole" or config.fit == "pad":
             dataset = DefectDataset(latents.items, latents.classes,
                                     dataclasses.replace(config, augment=False), config.resolution)
             views = [dataset.example(i, epoch=0)["image"] for i in range(len(dataset))]
@@ -81,7 +82,7 @@ class Validator:
         """{"dca", "ceiling", "fid", "kid"}; None where not measured."""
         scores: Scores = dict.fromkeys(("dca", "ceiling", "fid", "kid"))
         # Rounded to 8 bits, as in a file, because the training images come from files too.
-        pixels = [np.asarray(tensor_to_image(image)) for image in preview.image]
+        pixels = [padded(np.asarray(tensor_to_image(image))) for image in preview.image]
         if self.judges is not None:
             squares = torch.stack([resize(image, self.judges.network.size) for image in pixels])
             right = self.judges([squares]) == np.array(preview.class_id)

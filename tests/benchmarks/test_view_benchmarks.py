@@ -17,7 +17,7 @@ def test_what_one_square_of_a_strip_loses(tmp_path: Path, monkeypatch: pytest.Mo
     assert outcome.status == 0, outcome
     rows = json.loads((tmp_path / "views.json").read_text())["products"]["strips"]
     assert rows["one square"]["lost"] > 0 and rows["one square"]["pixels lost"] > 0
-    for view in ("whole", "close", "mixed"):
+    for view in ("whole", "close", "mixed", "pad"):
         assert rows[view]["regions"] == rows["one square"]["regions"]
         assert (rows[view]["lost"], rows[view]["pixels lost"]) == (0, 0), view
 

@@ -187,7 +187,7 @@ def test_workers_see_the_same_examples(tmp_path: Path) -> None:
 
 def test_nothing_is_decoded_twice_within_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_product(tmp_path)
-    monkeypatch.setattr("data.CACHE_BYTES", 4 * 96 * 96 * 3)
+    monkeypatch.setattr("dataset.decoded.CACHE_BYTES", 4 * 96 * 96 * 3)
     dataset = load(tmp_path)
     dataset.preload()
     for path in sorted((tmp_path / "image").rglob("*.png"))[:4]:

@@ -52,7 +52,7 @@ def test_doctor_in_json(tmp_path: Path) -> None:
     assert found["classes"]["part/dent"] == {
         "images": 3, "sizes": {"96x96": 3}, "modes": {"RGB": 3}, "masks": 3, "mask_values": [2],
         "mask_pixels": [256, 256, 256], "mask_share": [1 / 36] * 3, "latent_cells": [4, 4, 4],
-        "latent_cells_close": [16, 16, 16]}
+        "latent_cells_close": [16, 16, 16], "latent_cells_pad": [4, 4, 4]}
     assert found["classes"]["part/good"]["mask_pixels"] == [] and len(found["smallest"]) == 5
     (problem,) = found["problems"]
     assert "crack/001.png: no mask" in problem and Path(tmp_path, found["sheet"]).is_file()

@@ -80,7 +80,7 @@ def test_all_damage_is_in_some_view_within_a_few_epochs(view: str, plant: Path) 
     """Counted in pixels: 0 are lost. And each example of a damaged photo shows damage after augmentation."""
     dataset = load(plant, view)
     for index, item in enumerate(dataset.items):
-        region = dataset._decoded(index)[1]
+        region = dataset.decoded(index)[1]
         if region is None or not region.any():
             continue
         places = max(len(places_of(region, kind, 64)) for kind in ("whole", "close"))

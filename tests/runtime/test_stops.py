@@ -230,7 +230,7 @@ def test_data_that_vanish(kept: bool, place: Place, monkeypatch: pytest.MonkeyPa
     assert train(place, *again, "--epochs", 1).status == 0
     before = Path("run/adapter.safetensors").read_bytes()
     if kept:
-        monkeypatch.setattr(data, "CACHE_BYTES", 0)
+        monkeypatch.setattr("dataset.decoded.CACHE_BYTES", 0)
         monkeypatch.setattr(setup, "choose_checkpointing", lambda *_, **__: shutil.rmtree("data"))
         assert train(place, *again, "--epochs", 2).failed_with(f"{Path('data').resolve()}/", "No such file")
     else:

@@ -552,9 +552,8 @@ def test_mistakes(name: str, place: Place) -> None:
 def test_an_image_damaged_while_training(workers: int, place: Place, tmp_path: Path,
                                          monkeypatch: pytest.MonkeyPatch) -> None:
     """Also from a worker, whose error comes with its traceback in its text: one line."""
-    import data
     shutil.copytree(place.data, tmp_path / "data")
-    monkeypatch.setattr(data, "CACHE_BYTES", 0)
+    monkeypatch.setattr("dataset.decoded.CACHE_BYTES", 0)
     monkeypatch.setattr(setup, "fingerprint", lambda unet: [
         spoil(file, 0.5) for file in (tmp_path / "data").rglob("image/*/*.png")] and "0")
     outcome = train(place, "--data", tmp_path / "data", "--out", "run", "--workers", workers,

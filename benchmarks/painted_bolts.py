@@ -1,0 +1,109 @@
+"""Damage painted on drawn bolts: is it on its part, and of the class asked for? With masks placed by their
+surroundings, and as an earlier rule placed them.
+
+The classifier (tiny/judge.py) learnt from other drawn bolts; evaluate.py --downstream shows what the images
+add to training. The embedded base never saw a bolt. What is in the work folder is used again, so a stopped
+command goes on.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.timing import command, record
+from dataset.mask_files import read_mask
+from evaluation.metrics import wilson
+from runtime import errors
+from runtime.cli import flag, parse
+from runtime.files import read_rows
+from tiny import bolts
+from tiny.judge import classified, load_folder, load_or_train
+
+DAMAGES = [name for name in bolts.CLASSES if name in bolts.PART_OF]  # each belongs to one part
+SIDE, PHOTOS = 256, 1  # of the drawn bolts, in pixels; the seed of those that are painted on
+PLACED, EARLIER = "by surroundings", "by an earlier rule"
+
+
+@dataclass
+class Config:
+    """The command line of benchmarks.painted_bolts."""
+
+    seeds: list[int] = flag([42], "seeds of training and drawing", group="how")
+    per_class: int = flag(20, "bolts of each class to train on, and images to paint", group="how", minimum=2)
+    epochs: int = flag(60, "epochs of training", group="how", minimum=1)
+    steps: int = flag(50, "sampling steps", group="how", minimum=1)
+    judged_by: int = flag(500, "drawn bolts a class that the classifier learns from", group="how", minimum=8)
+    earlier: str | None = flag(None, "masks as an earlier rule placed them, FOLDER/<damage>/<photo>.png, for "
+                               "the photos in WORK/photos/image/good (default: not measured)", group="what")
+    downstream: bool = flag(True, "measure what the first seed's images add to training", group="how")
+    work: str = flag("/tmp/painted_bolts", "folder for data, runs and images", group="how")
+    out: str = flag("benchmarks/painted_bolts.json", "where the result goes", group="how")
+
+
+def on_parts(out: Path) -> list[bool]:
+    """Of each image whether its mask lies on the part that its damage belongs to, more than on any other."""
+    found = []
+    for row in read_rows(out / "samples.jsonl"):
+        number = PHOTOS * 1_000_000 + int(Path(row["photo"]).stem)
+        mask = read_mask(out / f"mask/{row['class']}/{row['number']:03}_mask.png") > 0
+        there = bolts.bolt_parts("good", number, SIDE)[mask]
+        expected = 1 + bolts.PARTS.index(bolts.PART_OF[row["class"]])
+        found.append(bool(there.any()) and int(np.bincount(there[there > 0]).argmax()) == expected)
+    return found
+
+
+def downstream(config: Config, out: Path) -> dict[str, Any]:
+    """What evaluate.py --downstream found: the rows with and without the painted images."""
+    report = out.with_name(f"{out.name}-report")
+    command("evaluate.py", "--real", Path(config.work) / "bolt", "--fake", out, "--out", report, "--classes",
+            *DAMAGES, "--features", "efficientnet_lite0", "--judge", "efficientnet_lite0", "--downstream",
+            "--downstream-seeds", 1, "--downstream-epochs", 12, "--folds", 3, "--bootstrap", 20)
+    rows = json.loads((report / "metrics.json").read_text())["numbers"]
+    return {name: {key: value for key, value in about["all"].items() if key.startswith("downstream")}
+            for name, about in rows.items() if any(key.startswith("downstream") for key in about["all"])}
+
+
+def measure(config: Config, seed: int, rule: str) -> dict[str, Any]:
+    """Train, unless there is a run already; paint with the masks of one rule; judge."""
+    work, classes = Path(config.work), bolts.CLASSES
+    run, out = work / f"run-{seed}", work / f"{rule.replace(' ', '-')}-{seed}"
+    if not (run / "adapter.safetensors").exists():
+        command("train_inpaint.py", "--data", work / "bolt", "--base", "tiny", "--seed", seed, "--epochs",
+                config.epochs, "--preview-every", 0, "--no-validate", "--out", run)
+    masks = ["--masks", config.earlier] if rule == EARLIER and config.earlier else []
+    command("sample.py", "--ckpt", run, "--images", work / "photos/image/good", *masks, "--classes", *DAMAGES,
+            "--per-class", config.per_class, "--steps", config.steps, "--seed", seed, "--out", out)
+    classifier = load_or_train(config.judged_by, work / "judge.safetensors", "bolt")
+    image, label = load_folder(out, tuple(DAMAGES))
+    label = label.new_tensor([classes.index(name) for name in DAMAGES])[label]
+    table = classified(classifier, image, label, len(classes))
+    part, right = on_parts(out), int(table.trace())
+    found = {"masks": rule, "seed": seed, "images": len(part), "on its part": sum(part), "right": right,
+             "interval": wilson(right, len(label)), "confusion": table.tolist()}
+    helps = config.downstream and seed == config.seeds[0]
+    return found | ({"downstream": downstream(config, out)} if helps else {})
+
+
+def main() -> None:
+    """Measure each seed and rule, and write the result."""
+    config = parse(Config, __doc__, "example:\n  python -m benchmarks.painted_bolts --seeds 42 43 44\n",
+                   program="-m benchmarks.painted_bolts")
+    work = Path(config.work)
+    for folder, seed, count in ((work / "bolt", 0, config.per_class),
+                                (work / "photos", PHOTOS, config.per_class + 4)):
+        if not folder.exists():
+            command("data.py", "demo", folder, "--product", "bolt", "--per-class", count, "--seed", seed)
+    rows = [measure(config, seed, rule) for seed in config.seeds
+            for rule in ([PLACED, EARLIER] if config.earlier else [PLACED])]
+    record(config.out, per_class=config.per_class, epochs=config.epochs, rows=rows)
+    for row in rows:
+        print(row)
+
+
+if __name__ == "__main__":
+    errors.run(main)
