@@ -119,7 +119,7 @@ class DefectDataset(torch.utils.data.Dataset):
             cut = None if region is None else augmentation.prepare(region, box, self.resolution)
             slim = slimness(self.items[index]) if self.pads else 1.0
             motion = augmentation.draw_motion(rng, self.config.orientation, cut, slim)
-            wide = widened(box, pixels.shape)
+            wide = widened(box, pixels.shape)  # with what lies around it, which turning brings into view
             motion, box = motion * (box[2] / wide[2]), wide
         pixels = augmentation.prepare(pixels, box, self.resolution)
         region = None if region is None else augmentation.prepare(region, box, self.resolution)

@@ -1,5 +1,6 @@
 """LoRA (Hu et al. 2021, arXiv 2106.09685): trainable low-rank adapters beside frozen linear layers.
 
+Begin at LoRALinear. What stands before it computes the same in fewer launches and less memory.
 The command `python lora.py convert CKPT OUT --to diffusers|peft|kohya` is in checkpoints/convert.py.
 """
 
@@ -117,7 +118,7 @@ class LoRALinear(nn.Linear):
 
     @property
     def divisors(self) -> tuple[float, float]:
-        """In training scale * B A dropout(x) is (B / second) (A / first) (keep * x): x is not scaled."""
+        """Of A and of B, which take over dropout's 1 / (1 - p) and `scale`, so that x is not scaled."""
         return 1 - self.dropout, 1 / self.scale
 
     def _divided(self, dtype: torch.dtype) -> Sequence[Tensor]:
@@ -140,6 +141,7 @@ class LoRALinear(nn.Linear):
             A, B = self._divided(y.dtype)
             h = _DroppedOut.apply(x, A, p, keys, self.lean) if p else F.linear(x, A)
             return torch.addmm(y.reshape(-1, len(B)), h.reshape(-1, len(A)), B.T).view_as(y)
+        # The same, as it stands in the paper.
         dropped = x * (keep_mask(x, p, keys) / (1 - p)).to(x.dtype) if p else x
         h = F.linear(dropped, self.lora_A.weight.to(x.dtype))
         return torch.add(y, F.linear(h, self.lora_B.weight.to(h.dtype)), alpha=self.scale)

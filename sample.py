@@ -34,7 +34,7 @@ from sampling.placement_sheet import show_placements
 from sampling.presets import drawing_settings
 from sampling.sample_folder import Sample
 from sampling.selection import LEVELS, OFF, TRIES, open_selection, told, yields
-from sd.guidance import EVERYWHERE
+from sd.guidance import ALL_TIMESTEPS
 from sd.samplers import SAMPLERS
 
 EXAMPLE = """examples:
@@ -72,7 +72,7 @@ class Config:
                                   "with --class-dropout or --context prompt (default: the preset's, or 1)",
                                   group="quality", minimum=0, common=True)
     guidance_interval: list[int] = flag(
-        list(EVERYWHERE), "first and last timestep (999 is pure noise) with guidance; a step outside "
+        list(ALL_TIMESTEPS), "first and last timestep (999 is pure noise) with guidance; a step outside "
         "costs half, and the images change", group="experiments", minimum=0, maximum=999)
     lora_scale: float = flag(1.0, "strength of the LoRA; 0 is the base alone", group="experiments", minimum=0)
     lora: list[str] = flag([], "external LoRA files to add, each as FILE or FILE=STRENGTH, in the layout "

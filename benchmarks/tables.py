@@ -5,29 +5,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
+from benchmarks.evaluation_tables import best_weights, coverage, judges, photos, photos_by_type, places
+from benchmarks.recorded import DAMAGES, percent, results
 from evaluation.metrics import wilson
 from runtime import errors
 
-FOLDER = Path(__file__).parent
-DAMAGES = ("broken_large", "broken_small", "contamination")
 ABLATED = ("tokens", "parts", "rank", "images", "guidance", "sampler", "ema", "weights",
            "min_snr", "preset")
-DECAY = 1e-3  # of the evaluation's classifiers
-
-
-def results(name: str) -> dict[str, Any]:
-    """What benchmarks/NAME.json holds."""
-    return json.loads((FOLDER / f"{name}.json").read_text())
-
-
-def percent(share: float) -> str:
-    """0.763 -> 76.3."""
-    return f"{100 * share:.1f}"
 
 
 def ablations() -> Iterable[str]:
@@ -51,34 +38,6 @@ def latent_variants() -> Iterable[str]:
     yield "{} of 300 right against {}".format(*right.values())
 
 
-def judges() -> Iterable[str]:
-    """docs/evaluation.md: the features of the classifiers, on three kinds of pictures."""
-    rows = results("judges")["rows"]
-    places = ("photos", "through the VAE", "fabric")
-    titles = {"strides 8 and 16": "strides 8 and 16 (used)", "last": "last map", "both": "both",
-              "nested": "chosen in each training part (nested)"}
-    for features, title in titles.items():
-        cells = []
-        for place in places:
-            found = rows[f"efficientnet_lite0, {place}"]
-            key = features if features == "nested" else f"{features}, decay {DECAY:g}"
-            right, images = found["right"][key], found["images"]
-            mean = 100 * sum(right) / (len(right) * images)
-            cells.append(f"{mean:.1f} ({percent(min(right) / images)} to {percent(max(right) / images)})")
-        yield f"| {title} | {' | '.join(cells)} |"
-
-
-def coverage() -> Iterable[str]:
-    """docs/evaluation.md: how often the intervals of DCA hold the truth."""
-    for row in results("coverage")["settings"]:
-        share = f"{100 * row['towards']:.0f} %"
-        towards = f"{share} towards another type" if row["towards"] else "like the photos"
-        varied = f", {row['varied']:g} times as varied" if row["varied"] != 1 else ""
-        yield (f"| {row['photos']} | {row['images']} | {towards}{varied} | {100 * row['truth']:.0f} % | "
-               + " | ".join(f"{percent(row[key])} %" for key in ("held", "held_by_images_alone", "held_real"))
-               + " |")
-
-
 def controlnet() -> Iterable[str]:
     """docs/controlnet.md: class and place of the damage, for each arm."""
     for row in results("controlnet")["rows"]:
@@ -88,6 +47,9 @@ def controlnet() -> Iterable[str]:
         iou = [f"{row['iou'][damage]:.2f}" for damage in (*DAMAGES, "mean")]
         yield (f"| {name} | {row['correct']}, {percent(row['correct'] / row['total'])} % ({percent(low)} to "
                f"{percent(high)}) | {' | '.join(iou)} | {row['iou_pixels']['mean']:.2f} |")
+    most = results("controlnet")["ceiling"]
+    iou = [f"{most['iou'][damage]:.2f}" for damage in (*DAMAGES, "mean")]
+    yield f"| the bottles themselves | | {' | '.join(iou)} | {most['iou_pixels']['mean']:.2f} |"
 
 
 def controlnet_size() -> Iterable[str]:
@@ -99,10 +61,16 @@ def controlnet_size() -> Iterable[str]:
                f"{row['peak_bytes'] / 1e9:.1f} GB |")
 
 
+def contexts() -> Iterable[str]:
+    """docs/integrations.md: images right with the table of damage types, and with words of a prompt."""
+    table, prompt = (row["correct"] for row in results("context")["rows"])
+    yield f"with the table {table} of 100 images were right, by prompt {prompt}"
+
+
 def defect_weight() -> Iterable[str]:
-    """docs/inpainting.md: images right, for each --defect-weight."""
+    """docs/inpainting.md: images right and mean fidelity, for each --defect-weight."""
     for row in results("defect_weight")["rows"]:
-        yield f"| {row['arm'].removeprefix('weight ')} | {row['correct']} |"
+        yield f"| {row['arm'].removeprefix('weight ')} | {row['correct']} | {row['fidelity']:.2f} |"
 
 
 def placement() -> Iterable[str]:
@@ -180,36 +148,12 @@ def selection() -> Iterable[str]:
                f"{thrown[1]} |")
 
 
-def photos() -> Iterable[str]:
-    """docs/evaluation.md: each strategy on photographs, drawn with and without --select, and the controls."""
-    def cells(numbers: dict[str, Any], titles: str) -> str:
-        about = numbers["all"]
-        found = []
-        for key, scale in (("dca", 100), ("sharp_dca", 100), ("fid_equal", 1)):
-            value = about.get(key, {})
-            unit = " %" if scale == 100 else ""
-            found.append(f"{scale * value['value']:.0f}{unit} [{scale * value['low']:.0f}, "
-                         f"{scale * value['high']:.0f}]" if value else "")
-        return f"| {titles} | {' | '.join(found)} | {100 * about['copies']['value']:.0f} % |"
-
-    names = {"class": "A", "inpaint": "B1", "control": "B2"}
-    rows = results("photos")["rows"]
-    for row in rows:
-        select = "" if row["level"] == "off" else f", `--select {row['level']}`"
-        yield cells(row["numbers"]["generated"], f"{names[row['strategy']]}{select} | {row['kept']} of "
-                                                 f"{row['drawn']}")
-    for strategy in names:
-        row = next(row for row in rows if row["strategy"] == strategy)
-        yield cells(row["numbers"]["cut and paste"], f"cut and paste, at {names[strategy]}'s size | ")
-    for control, title in (("through the VAE", "training photos through the VAE"),
-                           ("held-out real", "held-out photos")):
-        yield cells(rows[0]["numbers"][control], f"{title} | ")
-
-
 TABLES: dict[str, tuple[Callable[[], Iterable[str]], ...]] = {
-    "recipe": (ablations, latent_variants), "evaluation": (judges, coverage, photos),
+    "recipe": (ablations, latent_variants),
+    "evaluation": (judges, coverage, places, best_weights, photos, photos_by_type),
     "controlnet": (controlnet, controlnet_size), "inpainting": (placement, defect_weight, painted_views),
-    "data": (views,), "sampling": (selection,)}
+    "data": (views,), "sampling": (selection,),
+    "integrations": (contexts,)}
 
 
 def main() -> None:

@@ -136,6 +136,10 @@ def _script(about: dict[str, Any], place: Place) -> list[str]:
         imports.insert(0, "from diffusers.utils import load_image")
         arguments.append('image=load_image("photo.png"), mask_image=load_image("mask.png")')
     arguments.append(f"height={about['resolution']}, width={about['resolution']}")
+    if eta := about.get("drawing", {}).get("eta"):  # which other schedulers ignore
+        imports.insert(0, "from diffusers import DDIMScheduler")
+        condition.append("pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)")
+        arguments.append(f"eta={eta:g}")
     load = LOAD[place.layout].format(place=_quoted(place.repo or place.name),
                                      file=_quoted(f"{place.name}.safetensors"))
     return [f"from diffusers import {pipeline}", *imports, "", f"pipe = {pipeline}.from_pretrained({source})",
@@ -148,16 +152,21 @@ def _condition(about: dict[str, Any], place: Place) -> tuple[list[str], list[str
     if about.get("prompts"):
         source, file = place.repo or place.name, f"embeddings/{placeholder(first).strip('<>')}.safetensors"
         load = f"pipe.load_textual_inversion({_quoted(source)}, weight_name={_quoted(file)})"
-        return [], [load], [_quoted(about["prompts"][0]), "guidance_scale=2"]
+        return [], [load], [_quoted(about["prompts"][0]), _guided(about)]
     imports = ["from safetensors.torch import load_file"]
     if place.repo:
         imports.append("from huggingface_hub import hf_hub_download")
     arguments = [f"prompt_embeds=row.view(1, {tokens}, -1)", "guidance_scale=1"]
     if about["class_dropout"]:
         arguments[1:] = [f'negative_prompt_embeds=types["class_null"].view(1, {tokens}, -1)',
-                         "guidance_scale=2"]
+                         _guided(about)]
     return imports, [f"types = load_file({place.file('damage_types.safetensors')})",
                      f'row = types["class_embedding.weight"][{about["classes"]}.index({first!r})]'], arguments
+
+
+def _guided(about: dict[str, Any]) -> str:
+    """The pipeline's argument for the guidance that the checkpoint records, 2 where it records none."""
+    return f"guidance_scale={about.get('drawing', {}).get('guidance', 2):g}"
 
 
 def _other_programs(about: dict[str, Any], place: Place) -> list[str]:

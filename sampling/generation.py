@@ -13,7 +13,7 @@ from dataset.masks import latent_mask
 from runtime.device import in_precision
 from runtime.errors import NotFinite, UserError
 from runtime.seeds import torch_rng
-from sd.guidance import EVERYWHERE, Contexts, ControlCondition, guided
+from sd.guidance import ALL_TIMESTEPS, Contexts, ControlCondition, guided
 from sd.inpainting import UNetInPicture
 from sd.samplers import SAMPLERS
 from sd.unet import UNet
@@ -33,7 +33,7 @@ class SamplingConfig:
     guidance: float = 1.0
     strength: float = 1.0  # below 1 the start is a noised image, and the first steps are left out
     # The first and last timestep with guidance.
-    guidance_interval: list[int] = field(default_factory=lambda: list(EVERYWHERE))
+    guidance_interval: list[int] = field(default_factory=lambda: list(ALL_TIMESTEPS))
 
     def __post_init__(self) -> None:
         """Raises UserError for settings that contradict each other."""
@@ -102,7 +102,7 @@ def reconstruct(vae: VAE, image: Tensor, dtype: torch.dtype) -> Tensor:
 def decoded(vae: VAE, z_0: Tensor, dtype: torch.dtype) -> Tensor:
     """Latents (B, 4, R/8, R/8) -> images (B, 3, R, R) in [-1, 1], one at a time to save memory.
 
-    In half precision on a GPU in fp16, whose mantissa is longer than bf16's.
+    On a GPU bf16 becomes fp16, whose mantissa is longer.
     """
     dtype = torch.float16 if z_0.is_cuda and dtype == torch.bfloat16 else dtype
     images = [in_precision(partial(vae.decode, one.float()), one.device, dtype) for one in z_0.split(1)]

@@ -15,7 +15,7 @@ from sd.inpainting import UNetInPicture
 from sd.samplers import Eps
 from sd.unet import UNet
 
-EVERYWHERE = (0, 999)  # all timesteps
+ALL_TIMESTEPS = (0, 999)
 
 
 class Contexts(NamedTuple):
@@ -37,7 +37,7 @@ class ControlCondition:
 
 
 def guided(unet: UNet | UNetInPicture, contexts: Contexts, guidance: float,
-           control: ControlCondition | None = None, interval: Sequence[int] = EVERYWHERE) -> Eps:
+           control: ControlCondition | None = None, interval: Sequence[int] = ALL_TIMESTEPS) -> Eps:
     """eps(z_t, t) with classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598).
 
     eps + (guidance - 1) (eps - eps_null), plus the same term for the control's guidance and an empty mask.
@@ -57,6 +57,7 @@ def guided(unet: UNet | UNetInPicture, contexts: Contexts, guidance: float,
     def eps(z_t: Tensor, t: int) -> Tensor:
         parts = len(null) if interval[0] <= t <= interval[1] else 1
         z_t, time = z_t.to(unet.dtype), torch.full((1,), t, device=z_t.device)
+        # Fast: one z_t for all parts, whose layers before the first context run once (UNetEncoder.encode).
         z_t = z_t if unet.fast else torch.cat([z_t] * parts)
         residuals = None
         if control:

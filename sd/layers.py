@@ -1,4 +1,8 @@
-"""Building blocks of UNet, ControlNet and VAE. Modules are named after the published checkpoint's keys."""
+"""Building blocks of UNet, ControlNet and VAE. Modules are named after the published checkpoint's keys.
+
+What comes from sd.exact_shortcuts computes the same in less time or memory; with `fast` off, every layer is
+computed as written here. `repeated(x, n)` is x as often as makes n rows of its batch.
+"""
 
 from __future__ import annotations
 

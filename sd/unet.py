@@ -47,7 +47,7 @@ class UNetConfig:
 
 
 class UNetBlock(nn.Module):
-    """Resnets, of which the first `transformers` are each followed by one; UNet runs them one by one.
+    """Resnet blocks. A transformer follows each of the first `transformers` of them. See layers_of.
 
     channels: (c_in, c_out) of each resnet. The change of resolution is attached by encoder or decoder.
     """

@@ -18,8 +18,9 @@ MAY_IMPORT = {
     "data": "dataset.augmentation dataset.classes dataset.decoded dataset.findings dataset.item_views "
             "dataset.layouts dataset.padding dataset.scan dataset.windows",
     "lora": "",
-    **{f"sd.{name}": "sd.exact_shortcuts" for name in ("layers", "unet", "vae", "samplers", "guidance",
-                                                       "controlnet", "inpainting")},
+    **{f"sd.{name}": "sd.exact_shortcuts" for name in ("layers", "unet", "vae", "samplers", "controlnet",
+                                                       "inpainting", "guidance")},
+    "checkpoints.class_embedding": "",
     "training.loop": "training.batches training.config training.diffusion training.latents training.previews "
                      "training.resume_state training.run_folder training.schedules training.step_noise "
                      "training.validation",

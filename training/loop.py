@@ -50,7 +50,7 @@ def train(config: RunConfig, trainable: Trainable, latents: Latents, loss: Loss,
             config, order, last, run, lambda: draw_preview(config, trainable.net, latents, preview_row),
             Validator(config, run.folder, latents) if scored else None)
         with Signals(announce_stop) as signals:
-            if start:
+            if start:  # the preview that was due when the run stopped
                 previews.catch_up(start - 1)
             _loop(config, order, range(start, last), latents, loss, run, previews, signals)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from bases import command
 
-from benchmarks import coverage, judges
+from benchmarks import coverage, judges, places
 from evaluation.networks import LITE
 from tiny.demo import write_demo
 
@@ -40,3 +40,14 @@ def test_coverage_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert outcome.status == 0, outcome
     row, = json.loads((tmp_path / "out.json").read_text())["settings"]
     assert row["photos"] == 7 and 0 <= row["held"] <= 1 and 0 < row["truth"] < 1
+
+
+def test_places_are_counted_on_real_photos(tmp_path: Path) -> None:
+    write_demo(tmp_path / "bottle", 2, 0, size=64)
+    outcome = command(places.main, "--per-class", 1, "--seeds", 1, "--data", tmp_path / "bottle",
+                      "--out", tmp_path / "out.json")
+    assert outcome.status == 0, outcome
+    products = json.loads((tmp_path / "out.json").read_text())["products"]
+    assert set(products) == {"data.py demo --seed 1", "bottle"}
+    assert all("it takes 80% of 5 or more" in found for damages in products.values()
+               for found in damages.values())

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 import sample
 import train_controlnet
 import train_inpaint
-from checkpoints.adapter import read_adapter
+from checkpoints.adapter import read_adapter, save_adapter
 from checkpoints.model_card import Card, Place, model_card
 
 NUMBERS = {"fid": "FID-torchvision", "numbers": {
@@ -72,6 +72,18 @@ def test_its_script_draws_our_picture(layout: str, run: Path, place: object,
     ours = our_images(our_checkpoint(run), [("broken_large", 0)])[0]
     theirs = picture_of_card(Path("bottle/README.md"), pipeline(place.base), "broken_large", monkeypatch)
     assert (ours - theirs).abs().max() < 1e-3
+
+
+def test_its_script_draws_as_the_checkpoint_records(run: Path, place: object,
+                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors, header = read_adapter(run / "adapter.safetensors")
+    better = dataclasses.replace(header, drawing={"guidance": 3.0, "eta": 1.0})
+    save_adapter(Path("better.safetensors"), tensors, better)
+    assert convert("better.safetensors", "bottle", "--to", "diffusers").status == 0
+    card = Path("bottle/README.md").read_text()
+    assert "guidance_scale=3," in card and ", eta=1)" in card and "DDIMScheduler.from_config" in card
+    drawn = picture_of_card(Path("bottle/README.md"), pipeline(place.base), "broken_large", monkeypatch)
+    assert drawn.shape == (3, 64, 64) and drawn.isfinite().all()
 
 
 def test_its_script_paints(inpaint_run: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
