@@ -52,8 +52,10 @@ ABLATIONS: dict[str, dict[str, tuple[str, str]]] = {
     "latent_variants": {"25 variants": ("", ""), "encoded at every step": ("--latent-variants 0", "")},
     "defect_weight": {"weight 0": ("", ""), "weight 0.5": ("--defect-weight 0.5", ""),
                       "weight 0.75": ("--defect-weight 0.75", "")},
+    "mask_jitter": {"jitter 0": ("", "--mask-jitter 0"), "jitter 0.05": ("", ""),
+                    "jitter 0.2": ("", "--mask-jitter 0.2")},
 }
-INPAINT = ("defect_weight",)  # by train_inpaint.py, inpainted into undamaged photos not trained on
+INPAINT = ("defect_weight", "mask_jitter")  # by train_inpaint.py, into undamaged photos not trained on
 
 
 @dataclass

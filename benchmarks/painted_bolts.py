@@ -8,13 +8,13 @@ command goes on.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.downstream import downstream
 from benchmarks.timing import command, record
 from dataset.mask_files import read_mask
 from evaluation.metrics import wilson
@@ -57,17 +57,6 @@ def on_parts(out: Path) -> list[bool]:
     return found
 
 
-def downstream(config: Config, out: Path) -> dict[str, Any]:
-    """What evaluate.py --downstream found: the rows with and without the painted images."""
-    report = out.with_name(f"{out.name}-report")
-    command("evaluate.py", "--real", Path(config.work) / "bolt", "--fake", out, "--out", report, "--classes",
-            *DAMAGES, "--features", "efficientnet_lite0", "--judge", "efficientnet_lite0", "--downstream",
-            "--downstream-seeds", 1, "--downstream-epochs", 12, "--folds", 3, "--bootstrap", 20)
-    rows = json.loads((report / "metrics.json").read_text())["numbers"]
-    return {name: {key: value for key, value in about["all"].items() if key.startswith("downstream")}
-            for name, about in rows.items() if any(key.startswith("downstream") for key in about["all"])}
-
-
 def measure(config: Config, seed: int, rule: str) -> dict[str, Any]:
     """Train, unless there is a run already; paint with the masks of one rule; judge."""
     work, classes = Path(config.work), bolts.CLASSES
@@ -86,7 +75,7 @@ def measure(config: Config, seed: int, rule: str) -> dict[str, Any]:
     found = {"masks": rule, "seed": seed, "images": len(part), "on its part": sum(part), "right": right,
              "interval": wilson(right, len(label)), "confusion": table.tolist()}
     helps = config.downstream and seed == config.seeds[0]
-    return found | ({"downstream": downstream(config, out)} if helps else {})
+    return found | ({"downstream": downstream(work / "bolt", out, DAMAGES)} if helps else {})
 
 
 def main() -> None:

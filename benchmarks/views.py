@@ -19,12 +19,11 @@ from tqdm import tqdm
 from benchmarks.timing import record
 from data import DataConfig, load_dataset
 from dataset.augmentation import IDENTITY, prepare, square_box, warp_mask
-from dataset.layouts import is_good
+from dataset.layouts import files_of, is_good
 from dataset.masks import FEW_CELLS, latent_cells
 from dataset.windows import VIEWS
 from runtime import errors
 from runtime.cli import flag, parse
-from runtime.files import save_image
 
 SHAPES = {"strips of 2048 x 256": (256, 2048), "boards of 3000 x 2000": (2000, 3000)}
 PAD = "pad"  # the row of --fit pad
@@ -41,10 +40,12 @@ class Config:
     out: str = flag("benchmarks/views.json", "where the result goes", group="how")
 
 
-def draw(folder: Path, shape: tuple[int, int], count: int) -> Path:
-    """A product of `count` photos (H,W), each with one to three damaged places on uneven grey."""
+def draw(folder: Path, shape: tuple[int, int], count: int, damage: str = "spot", level: int = 30,
+         first: int = 0) -> Path:
+    """A product of `count` photos (H,W), each with one to three places of `damage`, of one grey level, on
+    uneven grey; drawn by seeds from `first` on."""
     for number in range(count):
-        rng = np.random.default_rng(number)
+        rng = np.random.default_rng(first + number)
         coarse = rng.integers(90, 130, (shape[0] // 40, shape[1] // 40), dtype=np.uint8)
         photo = np.array(Image.fromarray(coarse).resize(shape[::-1], Image.Resampling.BICUBIC))
         mask = np.zeros(shape, np.uint8)
@@ -52,8 +53,8 @@ def draw(folder: Path, shape: tuple[int, int], count: int) -> Path:
             height, width = rng.integers(SMALLEST, LARGEST + 1, 2)
             top, left = rng.integers(0, shape[0] - height), rng.integers(0, shape[1] - width)
             mask[top:top + height, left:left + width] = 255
-        save_image(folder / f"image/spot/{number:03}.png", Image.fromarray(np.where(mask, 30, photo)))
-        save_image(folder / f"mask/spot/{number:03}_mask.png", Image.fromarray(mask))
+        files = files_of(folder, damage, number)
+        files.write(Image.fromarray(np.where(mask, np.uint8(level), photo)), mask > 0, 255)
     return folder
 
 

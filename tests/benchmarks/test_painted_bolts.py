@@ -11,7 +11,7 @@ import pytest
 from bases import command
 from PIL import Image
 
-from benchmarks import painted_bolts
+from benchmarks import downstream, painted_bolts
 from runtime.files import save_rows
 from tiny import bolts
 from tiny.demo import write_demo
@@ -42,12 +42,13 @@ def test_both_rules_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         elif script == "evaluate.py":
             target.mkdir(parents=True)
             (target / "metrics.json").write_text(json.dumps({"numbers": {
-                "generated": {"all": {"downstream_iou": {"value": 0.5}, "dca": {"value": 1}}}, "copy": {
+                "generated": {"all": {"iou": {"value": 0.5}, "dca": {"value": 1}}}, "copy": {
                     "all": {}}}}))
         elif script == "data.py":
             target.mkdir(parents=True)
 
     monkeypatch.setattr(painted_bolts, "command", stand_in)
+    monkeypatch.setattr(downstream, "command", stand_in)
     monkeypatch.setattr(painted_bolts, "load_or_train", lambda *_: classifier(len(bolts.CLASSES)).eval())
     outcome = command(painted_bolts.main, "--per-class", 2, "--seeds", 1, 2, "--earlier", tmp_path, "--work",
                       tmp_path / "work", "--out", tmp_path / "out.json")
@@ -57,5 +58,5 @@ def test_both_rules_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ("by surroundings", 1), ("by an earlier rule", 1), ("by surroundings", 2), ("by an earlier rule", 2)]
     assert [(row["on its part"], row["images"]) for row in rows] == [(6, 6), (2, 6)] * 2
     assert all(sum(map(sum, row["confusion"])) == 6 for row in rows)
-    assert rows[0]["downstream"] == {"generated": {"downstream_iou": {"value": 0.5}}}
+    assert rows[0]["downstream"] == {"generated": {"iou": {"value": 0.5}}}
     assert "downstream" not in rows[2] and calls.count("evaluate.py") == 2
