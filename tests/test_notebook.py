@@ -42,6 +42,15 @@ def test_settings_come_first_and_every_name_is_set() -> None:
     assert {"WORK", "PHOTOS", "BASE", "TRAIN", "SAMPLE", "EVALUATE"} <= names
 
 
+def test_an_unset_repository_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"run": None}
+    exec(cells()[0], names)
+    names["WORK"] = "work"
+    with pytest.raises(ValueError, match="set REPOSITORY"):
+        exec(as_python(cells()[1]), names)
+
+
 @pytest.mark.slow
 def test_it_runs_on_the_embedded_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
