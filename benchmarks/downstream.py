@@ -12,14 +12,18 @@ from evaluation.networks import LITE
 METRICS = ("accuracy", "accuracy_gain", "iou", "iou_gain")
 
 
-def downstream(real: Path, fake: Path, classes: list[str], *, epochs: int = 12, folds: int = 3
-               ) -> dict[str, dict[str, Any]]:
+def downstream(real: Path, fake: Path, classes: list[str], ckpt: Path | None = None, *, epochs: int = 12,
+               folds: int = 3) -> dict[str, dict[str, Any]]:
     """Row (real only, generated, ..) -> accuracy of a classifier and IoU of a segmenter that learnt from it,
-    and what they gain over real images only. Kept in a folder beside `fake`, and read from there."""
-    report = fake.with_name(f"{fake.name}-report")
+    and what they gain over real images only. Kept in a folder beside `fake`, and read from there.
+
+    ckpt: what drew `fake`, so that tests are on photos that it was not trained on.
+    """
+    report = fake.with_name(f"{fake.name}-downstream")
     if not (report / "metrics.json").exists():
+        drawn_by = ["--ckpt", ckpt] if ckpt else []
         command("evaluate.py", "--real", real, "--fake", fake, "--out", report, "--classes", *classes,
-                "--features", LITE, "--judge", LITE, "--downstream", "--downstream-seeds", 1,
+                *drawn_by, "--features", LITE, "--judge", LITE, "--downstream", "--downstream-seeds", 1,
                 "--downstream-epochs", epochs, "--folds", folds, "--bootstrap", 20)
     rows = json.loads((report / "metrics.json").read_text())["numbers"]
     found = {name: {key: about["all"][key] for key in METRICS if key in about["all"]}

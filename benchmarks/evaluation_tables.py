@@ -9,6 +9,7 @@ from typing import Any
 from benchmarks.recorded import DAMAGES, percent, results
 
 DECAY = 1e-3  # of the evaluation's classifiers
+STRATEGIES = {"class": "A", "inpaint": "B1", "control": "B2"}
 
 
 def judges() -> Iterable[str]:
@@ -60,46 +61,58 @@ def best_weights() -> Iterable[str]:
     yield "the last ones have {} of 300 images right and the best previews' {}".format(*right.values())
 
 
-def photos() -> Iterable[str]:
-    """docs/evaluation.md: each strategy on photographs, drawn with and without --select, and the controls."""
-    def cells(numbers: dict[str, Any], titles: str) -> str:
-        about = numbers["all"]
-        found = []
-        for key, scale in (("dca", 100), ("sharp_dca", 100), ("fid_equal", 1)):
-            value = about.get(key, {})
-            unit = " %" if scale == 100 else ""
-            found.append(f"{scale * value['value']:.0f}{unit} [{scale * value['low']:.0f}, "
-                         f"{scale * value['high']:.0f}]" if value else "")
-        return f"| {titles} | {' | '.join(found)} | {100 * about['copies']['value']:.0f} % |"
+def of_photos(strategy: str, level: str) -> list[dict[str, Any]]:
+    """The rows of one strategy and level of --select, one a seed."""
+    return [row for row in results("photos")["rows"] if (row["strategy"], row["level"]) == (strategy, level)]
 
-    names = {"class": "A", "inpaint": "B1", "control": "B2"}
-    rows = results("photos")["rows"]
-    for row in rows:
-        select = "" if row["level"] == "off" else f", `--select {row['level']}`"
-        yield cells(row["numbers"]["generated"], f"{names[row['strategy']]}{select} | {row['kept']} of "
-                                                 f"{row['drawn']}")
-    for strategy in names:
-        row = next(row for row in rows if row["strategy"] == strategy)
-        yield cells(row["numbers"]["cut and paste"], f"cut and paste, at {names[strategy]}'s size | ")
+
+def mean(rows: list[dict[str, Any]], control: str, group: str, key: str) -> float:
+    """A number's mean over the seeds."""
+    values = [row["numbers"][control][group][key]["value"] for row in rows]
+    return sum(values) / len(values)
+
+
+def photos() -> Iterable[str]:
+    """docs/evaluation.md: each strategy on photographs, drawn with and without --select, and the controls; of
+    several seeds the mean and each, of one its interval."""
+    def cells(rows: list[dict[str, Any]], control: str, titles: str) -> str:
+        found = []
+        for key, scale, unit in (("dca", 100, " %"), ("sharp_dca", 100, " %"), ("coverage", 100, " %"),
+                                 ("fid_equal", 1, "")):
+            found_in = (row["numbers"][control]["all"] for row in rows)
+            each = [numbers[key] for numbers in found_in if key in numbers]
+            values = [f"{scale * value['value']:.0f}" for value in each]
+            spread = f" ({', '.join(values)})" if len(values) > 1 else ""
+            if len(values) == 1 and each[0]["low"] is not None:
+                spread = f" [{scale * each[0]['low']:.0f}, {scale * each[0]['high']:.0f}]"
+            found.append(f"{scale * mean(rows, control, 'all', key):.0f}{unit}{spread}" if each else "")
+        copied = sum(row["numbers"][control]["all"]["copies"]["count"] for row in rows)
+        return f"| {titles} | {' | '.join(found)} | {copied} |"
+
+    for strategy, name in STRATEGIES.items():
+        for level, title in (("off", ""), ("light", ", `--select light`"), ("strict", ", `--select strict`")):
+            if rows := of_photos(strategy, level):
+                kept, drawn = (sum(row[key] for row in rows) for key in ("kept", "drawn"))
+                yield cells(rows, "generated", f"{name}{title} | {kept} of {drawn}")
+    for strategy in ("class", "inpaint"):
+        yield cells(of_photos(strategy, "off"), "cut and paste",
+                    f"cut and paste, at {STRATEGIES[strategy]}'s size | ")
     for control, title in (("through the VAE", "training photos through the VAE"),
                            ("held-out real", "held-out photos")):
-        yield cells(rows[0]["numbers"][control], f"{title} | ")
+        yield cells(of_photos("class", "off"), control, f"{title} | ")
 
 
 def photos_by_type() -> Iterable[str]:
-    """What --select strict changes for B1's damage types, with the first seed: kept, and recognised."""
-    rows: dict[str, dict[str, Any]] = {}
-    for row in results("photos")["rows"]:
-        if row["strategy"] == "inpaint":
-            rows.setdefault(row["level"], row)
-    plain, strict = (rows[level]["numbers"]["generated"] for level in ("off", "strict"))
-    kept = rows["strict"]["kept_by_class"]
-    shares = {name: [round(100 * numbers[name]["sharp_dca"]["value"]) for numbers in (strict, plain)]
-              for name in (*DAMAGES, "good")}
-    large, small, dirt, good = shares.values()
-    yield f"it keeps {rows['strict']['kept']} of 80, and only {kept['broken_small']} of 20 small breaks"
-    yield (f"(large breaks {large[0]} % instead of {large[1]}, small {small[0]} instead of {small[1]}, dirt "
-           f"{dirt[0]} instead of {dirt[1]}, undamaged {good[0]} instead of {good[1]};")
-    yield f"{rows['strict']['drawn'] / rows['strict']['kept']:.1f} drawings a kept image"
-    with_it, without = (numbers["all"]["coverage"]["value"] for numbers in (strict, plain))
+    """What --select strict changes for B1's damage types: kept, and recognised; means over the seeds."""
+    plain, strict = (of_photos("inpaint", level) for level in ("off", "strict"))
+    kept, drawn, asked = (sum(row[key] for row in rows) for rows, key in
+                          ((strict, "kept"), (strict, "drawn"), (plain, "kept")))
+    small = [row["kept_by_class"]["broken_small"] for row in strict]
+    yield f"it keeps {kept} of {asked}, and {', '.join(map(str, small))} of 20 small breaks"
+    shares = [[round(100 * mean(rows, "generated", name, "sharp_dca")) for rows in (strict, plain)]
+              for name in (*DAMAGES, "good")]
+    yield ("(large breaks {} % instead of {}, small {} instead of {}, dirt {} instead of {}, undamaged {} "
+           "instead of {})".format(*sum(shares, [])))
+    yield f"{drawn / kept:.1f} drawings a kept image"
+    with_it, without = (mean(rows, "generated", "all", "coverage") for rows in (strict, plain))
     yield f"coverage is {with_it:.2f}, and {without:.2f} without selection"

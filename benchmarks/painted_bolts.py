@@ -2,8 +2,8 @@
 surroundings, and as an earlier rule placed them.
 
 The classifier (tiny/judge.py) learnt from other drawn bolts; evaluate.py --downstream shows what the images
-add to training. The embedded base never saw a bolt. What is in the work folder is used again, so a stopped
-command goes on.
+add to training on bolts that the model was not trained on. The embedded base never saw a bolt. What is in the
+work folder is used again, so a stopped command goes on.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def measure(config: Config, seed: int, rule: str) -> dict[str, Any]:
     found = {"masks": rule, "seed": seed, "images": len(part), "on its part": sum(part), "right": right,
              "interval": wilson(right, len(label)), "confusion": table.tolist()}
     helps = config.downstream and seed == config.seeds[0]
-    return found | ({"downstream": downstream(work / "bolt", out, DAMAGES)} if helps else {})
+    return found | ({"downstream": downstream(work / "photos", out, DAMAGES)} if helps else {})
 
 
 def main() -> None:
