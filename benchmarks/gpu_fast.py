@@ -10,15 +10,19 @@ import sys
 import time
 from collections import Counter
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from benchmarks.gpu_place import Found, Place
 from benchmarks.timing import ROOT, timed
 from runtime.files import read_rows
+from sd.exact_shortcuts import set_fast
+from training import setup
 
 LEVELS = ("none", "lean", "full")
 KINDS = {"attention": "attention|flash|fmha", "convolution": "conv|cudnn|wgrad|dgrad|implicit",
@@ -62,14 +66,26 @@ def profile(place: Place) -> Found:
             "of these idle": round(max(0.0, step - found["busy, ms a step"]), 1)}
 
 
-def search(place: Place) -> Found:
-    """A step with and without cuDNN's search for the fastest kernels: seconds."""
-    found = {}
-    for on in (False, True):
-        torch.backends.cudnn.benchmark, out = on, place.new("search")
+def switches(place: Place) -> Found:
+    """Seconds a step as it is, with cuDNN's search for the fastest kernels, and without channels last."""
+    def seconds() -> float:
+        out = place.new("switches")
         place.train_here(out, "--max-steps", 12)
         rows = [row["seconds"] for row in read_rows(out / "metrics.jsonl") if "seconds" in row]
-        found["with" if on else "without"] = statistics.median(rows[4:])
+        return statistics.median(rows[4:])
+
+    def plain_layout(model: nn.Module, fast: bool) -> None:
+        set_fast(model, fast)
+        for weight in model.parameters():
+            weight.data = weight.data.contiguous()
+
+    found = {"as it is": seconds()}
+    if place.device == "cuda":
+        torch.backends.cudnn.benchmark = True
+        found["with cuDNN's search"] = seconds()
+        torch.backends.cudnn.benchmark = False
+    with mock.patch.object(setup, "set_fast", plain_layout):
+        found["without channels last"] = seconds()
     return found
 
 

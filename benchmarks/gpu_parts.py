@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks import gpu_fast, gpu_right
+from benchmarks import gpu_compiled, gpu_fast, gpu_right
 from benchmarks.gpu_place import Found, Place
 
 
@@ -29,12 +29,12 @@ class Part(NamedTuple):
 
 
 PARTS = {part.run.__name__: part for part in (
-    Part(gpu_right.card, 3), Part(gpu_right.parity, 3), Part(gpu_right.dropout, 2),
-    Part(gpu_right.attention, 1), Part(gpu_fast.profile, 4), Part(gpu_fast.memory, 6),
-    Part(gpu_fast.search, 2, on_cpu=False), Part(gpu_fast.rival, 5),
-    Part(gpu_right.scaler, 2, on_cpu=False), Part(gpu_right.halving, 3, on_cpu=False),
-    Part(gpu_right.stopping, 2), Part(gpu_fast.sampling, 4), Part(gpu_fast.strategies, 5),
-    Part(gpu_right.several, 3))}
+    Part(gpu_right.card, 2), Part(gpu_right.parity, 3), Part(gpu_right.gradients, 2),
+    Part(gpu_right.dropout, 1), Part(gpu_right.attention, 1), Part(gpu_fast.profile, 3),
+    Part(gpu_fast.memory, 5), Part(gpu_fast.switches, 3), Part(gpu_compiled.compiled, 4),
+    Part(gpu_fast.rival, 4), Part(gpu_right.scaler, 2, on_cpu=False),
+    Part(gpu_right.halving, 3, on_cpu=False), Part(gpu_right.stopping, 2), Part(gpu_fast.sampling, 3),
+    Part(gpu_fast.strategies, 5), Part(gpu_right.several, 2))}
 
 
 if __name__ == "__main__":

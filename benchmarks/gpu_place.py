@@ -16,9 +16,12 @@ from torch import Tensor
 
 from benchmarks.rows import QUIET
 from benchmarks.timing import ROOT, Run, steps_done, timed
+from runtime.device import DTYPES
 from runtime.files import read_rows
+from sd.pretrained.components import UNET
 from sd.pretrained.weights import load_unet
 from sd.unet import UNet
+from training.plan import shapes
 
 Found = dict[str, Any]
 
@@ -34,6 +37,12 @@ class Place(NamedTuple):
     def low(self) -> str:
         """The half precision of training."""
         return "fp16" if self.device == "cuda" else "bf16"
+
+    @property
+    def ways(self) -> list[tuple[str, str, torch.dtype]]:
+        """(name, device, precision) of what is compared: the CPU in fp32, here in fp32, here in half."""
+        return [("cpu", "cpu", torch.float32), ("fp32", self.device, torch.float32),
+                (self.low, self.device, DTYPES[self.low])]
 
     def new(self, name: str) -> Path:
         """A folder that is not there yet."""
@@ -63,6 +72,7 @@ class Place(NamedTuple):
         rows = [row for row in read_rows(out / "metrics.jsonl") if "seconds" in row]
         peak = re.search(r"peak memory (\S+) GiB", run.said)
         return {"seconds": statistics.median(row["seconds"] for row in rows[1:]),
+                "previews": len(list((out / "previews").glob("*.png"))),
                 "card_gib": round(run.memory, 2), "allocated_gib": float(peak[1]) if peak else None,
                 "loss": rows[-1]["loss"], "skipped": rows[-1]["skipped"]}
 
@@ -79,10 +89,16 @@ def relative(one: Tensor, other: Tensor) -> float:
     return float(f"{(one.cpu().float() - other.cpu().float()).abs().max() / other.abs().max():.3g}")
 
 
+def compared(place: Place, results: dict[str, Tensor]) -> Found:
+    """The results of all `ways`, as how far they are from each other."""
+    return {"fp32 against the CPU": relative(results["fp32"], results["cpu"]),
+            f"{place.low} against fp32": relative(results[place.low], results["fp32"])}
+
+
 def noise_batch(place: Place, images: int = 2) -> tuple[Tensor, Tensor, Tensor]:
     """z_t, t and contexts of one token."""
     rng, side = torch.Generator().manual_seed(0), place.resolution // 8
-    width = unet_of(place, "cpu", torch.float32).config.cross_attention_dim
+    width = shapes(str(place.work / "base"), UNET).cross_attention_dim
     return (torch.randn(images, 4, side, side, generator=rng), torch.arange(1, images + 1) * 300,
             torch.randn(images, 1, width, generator=rng))
 

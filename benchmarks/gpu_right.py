@@ -16,9 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import lora
-from benchmarks.gpu_place import Found, Place, noise_batch, relative, unet_of
+from benchmarks.gpu_place import Found, Place, compared, noise_batch, relative, unet_of
 from benchmarks.timing import ROOT, steps_done, timed
+from runtime.device import autocast
 from runtime.files import read_rows
+from sd.pretrained.weights import load_vae
 
 T4_BYTES = 15 << 30
 HEADS = (40, 80, 160, 512)  # head dimensions of the UNet and of the VAE
@@ -46,17 +48,36 @@ def card(place: Place) -> Found:
 
 @torch.no_grad()
 def parity(place: Place) -> Found:
-    """The UNet here in fp32 against the CPU, and in half precision against fp32."""
+    """UNet and VAE here in fp32 against the CPU, and in half precision against fp32."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     z_t, t, context = noise_batch(place)
-    low = torch.float16 if place.device == "cuda" else torch.bfloat16
-    outputs = {}
-    for name, device, dtype in (("cpu", "cpu", torch.float32), ("fp32", place.device, torch.float32),
-                                (place.low, place.device, low)):
+    photo = torch.rand(1, 3, place.resolution, place.resolution, generator=torch.Generator().manual_seed(0))
+    outputs: dict[str, dict[str, Tensor]] = {"UNet": {}, "VAE's latents": {}, "VAE's image": {}}
+    for name, device, dtype in place.ways:
         unet = unet_of(place, device, dtype)
-        outputs[name] = unet(z_t.to(device, dtype), t.to(device), context.to(device, dtype)).cpu()
-    return {"fp32 against the CPU": relative(outputs["fp32"], outputs["cpu"]),
-            f"{place.low} against fp32": relative(outputs[place.low], outputs["fp32"])}
+        outputs["UNet"][name] = unet(z_t.to(device), t.to(device), context.to(device))
+        del unet
+        vae = load_vae(str(place.work / "base"), device=torch.device(device), dtype=torch.float32)
+        with autocast(torch.device(device), dtype):
+            outputs["VAE's latents"][name] = vae.posterior(photo.to(device))[0]
+            outputs["VAE's image"][name] = vae.decode(z_t[:1].to(device))
+    return {what: compared(place, found) for what, found in outputs.items()}
+
+
+def gradients(place: Place) -> Found:
+    """The LoRA's gradients here in fp32 against the CPU, and in half precision against fp32."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    found = {}
+    for name, device, dtype in place.ways:
+        unet = unet_of(place, device, dtype)
+        weights = lora.inject(unet, rank=4, dropout=0.0)
+        for B in weights[1::2]:
+            B.data.fill_(0.01)
+        z_t, t, context = (x.to(device) for x in noise_batch(place, images=1))
+        # Not the mean, whose gradients are too small for fp16.
+        unet.train()(z_t, t, context).float().square().sum().backward()
+        found[name] = torch.cat([weight.grad.flatten() for weight in weights if weight.grad is not None])
+    return compared(place, found)
 
 
 def dropout(place: Place) -> Found:

@@ -6,11 +6,18 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from bases import Outcome, command
+from torch import nn
+from torch._dynamo import explain
 
+import lora
 from benchmarks import gpu_check
+from benchmarks.gpu_compiled import compile_blocks
 from benchmarks.gpu_fast import kind_of
 from benchmarks.gpu_parts import PARTS
+from sd.exact_shortcuts import FixedContext, set_fast
+from sd.layers import ResnetBlock, SpatialTransformer
 
 
 def check(folder: Path, *parts: str, share: float = 5.0) -> Outcome:
@@ -60,6 +67,38 @@ def test_kernels_have_kinds() -> None:
     assert {name: kind_of(name) for name in names} == names
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_compiled_blocks_compute_the_same(training: bool) -> None:
+    """Each block is one graph. Adapters break theirs, so a transformer with adapters is left as it is."""
+    torch._dynamo.reset()
+    resnet = ResnetBlock(16, 16, groups=8, eps=1e-5, time_dim=32)
+    transformer = SpatialTransformer(16, 2, 16, groups=8)
+    net = nn.ModuleList([resnet, transformer]).requires_grad_(False).train(training)
+    if training:
+        lora.inject(net, rank=4)
+        lora.seed_dropout(net, [5, 6])
+    set_fast(net, True)
+    x, time = torch.randn(2, 16, 8, 8, requires_grad=training), torch.randn(2, 32)
+    context = FixedContext(torch.randn(2, 4, 16))
+
+    def step() -> list[torch.Tensor]:
+        y = transformer(resnet(x, time), context.tokens if training else context)
+        return [y, *torch.autograd.grad(y.square().sum(), x)] if training else [y]
+
+    with torch.set_grad_enabled(training):
+        expected = step()
+        assert explain(resnet)(x, time).graph_break_count == 0
+        if training:
+            assert explain(transformer.transformer_blocks[0].attn1.to_q)(context.tokens).graph_break_count > 0
+        else:
+            assert explain(transformer)(x, context).graph_break_count == 0
+        torch._dynamo.reset()
+        compile_blocks(net, training=training, backend="aot_eager")
+        for _ in range(2):
+            for found, right in zip(step(), expected, strict=True):
+                torch.testing.assert_close(found, right, rtol=1e-5, atol=1e-5)
+
+
 def test_every_part_says_what_it_looks_at() -> None:
     assert all(part.title and part.minutes > 0 for part in PARTS.values())
     assert sum(part.minutes for part in PARTS.values()) == 45
@@ -67,9 +106,11 @@ def test_every_part_says_what_it_looks_at() -> None:
 
 @pytest.mark.slow
 def test_the_parts_that_train_and_draw(tmp_path: Path) -> None:
-    parts = ("card", "profile", "stopping", "sampling", "strategies", "several")
+    parts = ("card", "gradients", "profile", "switches", "stopping", "sampling", "strategies", "several")
     outcome = check(tmp_path, *parts)
     assert outcome.status == 0 and not [row for row in found(tmp_path).values() if "failed" in row], outcome
     rows = {name: row["result"] for name, row in found(tmp_path).items()}
     assert list(rows) == list(parts) and rows["stopping"]["steps"] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert all(row["previews"] == 1 for row in rows["strategies"].values())
+    assert max(rows["gradients"].values()) < 0.1 and len(rows["switches"]) == 2
     assert rows["profile"]["matrix product"].endswith(" ms") and len(rows["several"]["two"]) == 3
