@@ -80,6 +80,9 @@ def main() -> None:
         print(f"{config.source}: a LoRA file cannot hold its ControlNet, which is left out; write that with: "
               f"python -m checkpoints.controlnet_export --ckpt {shlex.quote(config.source)} --out NET",
               file=sys.stderr)
+    if file.about is not None and config.to == "kohya" and not file.about.get("prompts"):
+        print("ComfyUI and A1111 cannot load damage_types.safetensors, so by prompt alone this LoRA knows no "
+              "damage type there; for them train with --context prompt", file=sys.stderr)
     if file.about is not None and config.push_to_hub is not None:
         file = dataclasses.replace(file, about=without_folders(file.about))
     name, text = out.resolve().name, ""

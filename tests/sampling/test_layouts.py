@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from bases import command
+from bases import ROOT, command
 from PIL import Image
 from runs import DAMAGES, paint
 
@@ -72,6 +73,32 @@ def test_pycocotools_and_torchvision_read_it(inpaint_run: Path, photos: Path) ->
         for annotation in found:
             union |= data.coco.annToMask(annotation).astype(bool)
         assert (union == (mask if mask is not None and "good" not in name else 0)).all()
+
+
+def python_block(naming: str) -> str:
+    """The Python of docs/integrations.md that names a class."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/integrations.md").read_text(), re.S)
+    return next(block for block in blocks if naming in block)
+
+
+def test_the_documented_torchvision_script(inpaint_run: Path, photos: Path) -> None:
+    pytest.importorskip("pycocotools")
+    assert paint(inpaint_run, photos, "--layout", "coco", "--out", "coco").status == 0
+    names: dict = {}
+    exec(python_block("CocoDetection"), names)
+    assert names["masks"][0].any() and names["masks"][0].shape == names["image"].size[::-1]
+
+
+def test_the_documented_anomalib_script(inpaint_run: Path, photos: Path) -> None:
+    pytest.importorskip("anomalib", reason=NO_ANOMALIB)
+    assert paint(inpaint_run, photos, "--out", "painted").status == 0
+    assert paint(inpaint_run, photos, "--out", "mvtec", "--layout", "mvtec").status == 0
+    shutil.copytree("painted/image/good", "mvtec/train/good")
+    names: dict = {}
+    exec(python_block("MVTecAD"), names)
+    for data in (names["painted"], names["mvtec"]):
+        data.setup()
+        assert len(data.train_data) and len(data.test_data)
 
 
 def test_mvtecs_layout_holds_no_other_picture(inpaint_run: Path, photos: Path) -> None:
