@@ -113,8 +113,8 @@ def sampling(place: Place) -> Found:
     run, images, found = place.run_folder(), dict[str, np.ndarray](), Found()
     for precision in dict.fromkeys(("fp32", "bf16", place.low)):
         out = place.new("drawn")
-        drawn = place.command("sample.py", out, "--ckpt", run, "--classes", "good", "--per-class", 2,
-                              "--steps", 20, "--guidance", 2, "--batch-size", 1, precision=precision)
+        drawn = place.command("sample.py", out, "--ckpt", run, "--classes", "good", "--per-class", 1,
+                              "--steps", 20, "--guidance", 2, precision=precision)
         with Image.open(out / "image/good/000.png") as image:
             images[precision] = np.asarray(image).astype(int)
         difference = np.abs(images[precision] - images["fp32"])
