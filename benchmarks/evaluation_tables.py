@@ -116,3 +116,16 @@ def photos_by_type() -> Iterable[str]:
     yield f"{drawn / kept:.1f} drawings a kept image"
     with_it, without = (mean(rows, "generated", "all", "coverage") for rows in (strict, plain))
     yield f"coverage is {with_it:.2f}, and {without:.2f} without selection"
+
+
+def photos_downstream() -> Iterable[str]:
+    """docs/evaluation.md: what B1's images add to training, by seed."""
+    plain, strict = (of_photos("inpaint", level) for level in ("off", "strict"))
+    for rows, row, title in ((plain, "real only", "none"), (plain, "generated", "B1"),
+                             (strict, "generated", "B1, `--select strict`"),
+                             (plain, "cut and paste", "cut and paste")):
+        cells = []
+        for key in ("accuracy", "iou"):
+            each = [100 * found["downstream"][row][key]["value"] for found in rows]
+            cells.append(f"{sum(each) / len(each):.0f} % ({', '.join(f'{value:.0f}' for value in each)})")
+        yield f"| {title} | {' | '.join(cells)} |"

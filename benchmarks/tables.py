@@ -8,7 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from benchmarks.evaluation_tables import best_weights, coverage, judges, photos, photos_by_type, places
+from benchmarks.evaluation_tables import (
+    best_weights,
+    coverage,
+    judges,
+    photos,
+    photos_by_type,
+    photos_downstream,
+    places,
+)
+from benchmarks.performance_tables import cpu, roofline
 from benchmarks.recorded import DAMAGES, percent, results
 from evaluation.metrics import wilson
 from runtime import errors
@@ -73,6 +82,17 @@ def defect_weight() -> Iterable[str]:
         yield f"| {row['arm'].removeprefix('weight ')} | {row['correct']} | {row['fidelity']:.2f} |"
 
 
+def mask_jitter() -> Iterable[str]:
+    """docs/inpainting.md: images right and mean fidelity, for each --mask-jitter, over the seeds."""
+    arms: dict[str, list[dict[str, Any]]] = {}
+    for row in results("mask_jitter")["rows"]:
+        arms.setdefault(row["arm"].removeprefix("jitter "), []).append(row)
+    for arm, rows in arms.items():
+        each = ", ".join(str(row["correct"]) for row in rows)
+        fidelity = sum(row["fidelity"] for row in rows) / len(rows)
+        yield f"| {arm} | {sum(row['correct'] for row in rows)} ({each}) | {fidelity:.2f} |"
+
+
 def placement() -> Iterable[str]:
     """docs/inpainting.md: where masks go, by the rule before this one and now."""
     now = results("placement")
@@ -129,31 +149,58 @@ def painted_views() -> Iterable[str]:
         good = round(sum(row["over half"] * row["images"] for row in own))
         low, high = wilson(good, images)
         means = ", ".join(f"{row['iou']:.2f}" for row in own)
-        yield f"| `--view {view}` | {means} | {good} of {images} ({percent(low)} to {percent(high)} %) |"
+        right = sum(row["right"] for row in own)
+        least, most = wilson(right, images)
+        yield (f"| `--view {view}` | {means} | {good} of {images} ({percent(low)} to {percent(high)} %) | "
+               f"{right} of {images} ({percent(least)} to {percent(most)} %) | {gains(own[0])} |")
+
+
+def gains(row: dict[str, Any]) -> str:
+    """What a classifier and a segmenter gain by images, in points, and where they are without them."""
+    found = []
+    for key in ("accuracy", "iou"):
+        alone, gain = (row["downstream"][name][metric]
+                       for name, metric in (("real only", key), ("generated", f"{key}_gain")))
+        value, low, high = (percent(gain[name]) for name in ("value", "low", "high"))
+        found.append(f"{value} [{low}, {high}] to {percent(alone['value'])}")
+    return " | ".join(found)
+
+
+def painted_bolts() -> Iterable[str]:
+    """docs/inpainting.md: damage painted on bolts, with masks of both rules."""
+    rows = results("painted_bolts")["rows"]
+    for rule in dict.fromkeys(row["masks"] for row in rows):
+        own = [row for row in rows if row["masks"] == rule]
+        images, part, right = (sum(row[key] for row in own) for key in ("images", "on its part", "right"))
+        low, high = wilson(right, images)
+        yield (f"| {rule} | {part} of {images} | {right} of {images} ({percent(low)} to {percent(high)} %) | "
+               f"{gains(own[0])} |")
 
 
 def selection() -> Iterable[str]:
     """docs/sampling.md: images right, kept and drawn, for each level of --select, over the seeds."""
-    levels: dict[str, list[dict[str, Any]]] = {}
+    names = {"class": "A", "inpaint": "B1", "control": "B2"}
+    levels: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in results("selection")["rows"]:
-        levels.setdefault(row["level"], []).append(row)
-    for level, rows in levels.items():
+        levels.setdefault((row["strategy"], row["level"]), []).append(row)
+    for (strategy, level), rows in levels.items():
         right, kept, drawn = (sum(row[key] for row in rows) for key in ("right", "kept", "drawn"))
         thrown = [sum(row["thrown_away"].get(key, 0) for row in rows)
                   for key in ("probability", "copy_distance")]
         low, high = wilson(right, kept)
         interval = f"{percent(right / kept)} % ({percent(low)} to {percent(high)})"
         by_seed = ", ".join(str(row["right"]) for row in rows)
-        yield (f"| `{level}` | {right} of {kept}, {interval} | {by_seed} | {drawn} | {thrown[0]} | "
-               f"{thrown[1]} |")
+        yield (f"| {names[strategy]}, `{level}` | {right} of {kept}, {interval} | {by_seed} | {drawn} | "
+               f"{thrown[0]} | {thrown[1]} |")
 
 
 TABLES: dict[str, tuple[Callable[[], Iterable[str]], ...]] = {
     "recipe": (ablations, latent_variants),
-    "evaluation": (judges, coverage, places, best_weights, photos, photos_by_type),
-    "controlnet": (controlnet, controlnet_size), "inpainting": (placement, defect_weight, painted_views),
+    "evaluation": (judges, coverage, places, best_weights, photos, photos_by_type, photos_downstream),
+    "controlnet": (controlnet, controlnet_size),
+    "inpainting": (placement, defect_weight, mask_jitter, painted_views, painted_bolts),
     "data": (views,), "sampling": (selection,),
-    "integrations": (contexts,)}
+    "integrations": (contexts,), "performance": (cpu, roofline)}
 
 
 def main() -> None:

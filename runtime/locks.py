@@ -41,7 +41,11 @@ def locked(folder: Path) -> Iterator[None]:
                 yield
             finally:
                 if not files.WINDOWS:  # before the lock is released, after which it may be another's
-                    _leave(folder, place, made)
+                    try:
+                        _leave(folder, place, made)
+                    except KeyboardInterrupt:
+                        place.unlink(missing_ok=True)
+                        raise
     finally:
         if files.WINDOWS:  # which removes no open file: neither before this, nor another's
             with contextlib.suppress(OSError):
@@ -82,11 +86,7 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 def _leave(folder: Path, place: Path, made: bool) -> None:
     """Remove the lock file, and a folder that was made and then not written to."""
-    try:
-        place.unlink(missing_ok=True)
-    except KeyboardInterrupt:
-        place.unlink(missing_ok=True)
-        raise
+    place.unlink(missing_ok=True)
     if made and not any(folder.iterdir()):
         folder.rmdir()
 

@@ -15,7 +15,6 @@ from benchmarks import downstream, painted_bolts
 from runtime.files import save_rows
 from tiny import bolts
 from tiny.demo import write_demo
-from tiny.judge import classifier
 
 
 def test_both_rules_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,7 +25,7 @@ def test_both_rules_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         calls.append(script)
         target = Path(str(arguments[arguments.index("--out") + 1] if "--out" in arguments else arguments[1]))
         if script == "sample.py":
-            write_demo(target, 2, 3, size=64, product="bolt")
+            write_demo(target, 2, 3, size=256, product="bolt")
             shutil.rmtree(target / "mask")
             for damage in painted_bolts.DAMAGES:
                 for number in range(2):
@@ -37,7 +36,8 @@ def test_both_rules_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
                     file.parent.mkdir(parents=True, exist_ok=True)
                     Image.fromarray(there.astype(np.uint8)).save(file)
             save_rows(target / "samples.jsonl", [
-                {"class": damage, "number": number, "photo": f"photos/image/good/{number:03}.png"}
+                {"class": damage, "number": number, "photo": f"photos/image/good/{number:03}.png",
+                 "file": f"image/{damage}/{number:03}.png"}
                 for damage in painted_bolts.DAMAGES for number in range(2)])
         elif script == "evaluate.py":
             target.mkdir(parents=True)
@@ -49,9 +49,9 @@ def test_both_rules_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(painted_bolts, "command", stand_in)
     monkeypatch.setattr(downstream, "command", stand_in)
-    monkeypatch.setattr(painted_bolts, "load_or_train", lambda *_: classifier(len(bolts.CLASSES)).eval())
-    outcome = command(painted_bolts.main, "--per-class", 2, "--seeds", 1, 2, "--earlier", tmp_path, "--work",
-                      tmp_path / "work", "--out", tmp_path / "out.json")
+    monkeypatch.setattr(painted_bolts, "EPOCHS", 1)
+    outcome = command(painted_bolts.main, "--per-class", 2, "--judged-by", 8, "--seeds", 1, 2, "--earlier",
+                      tmp_path, "--work", tmp_path / "work", "--out", tmp_path / "out.json")
     assert outcome.status == 0, outcome
     rows = json.loads((tmp_path / "out.json").read_text())["rows"]
     assert [(row["masks"], row["seed"]) for row in rows] == [

@@ -63,7 +63,7 @@ def test_what_can_be_known_before_anything_is_written(run: Path, hub: UploadHub,
                                                       monkeypatch: pytest.MonkeyPatch) -> None:
     """So the same command goes on once it is mended."""
     def refused(repo: str, *expected: str) -> None:
-        outcome = convert(run, "out", "--to", "kohya", "--push-to-hub", repo)
+        outcome = convert(run, "out", "--to", "peft", "--push-to-hub", repo)
         assert outcome.failed_with(f"--push-to-hub {repo}: ", *expected), outcome
         assert len(outcome.err.splitlines()) == 1 and not Path("out").exists()
 

@@ -22,8 +22,7 @@ def run(*arguments: object) -> Outcome:
 def bottles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """2 demo images a class; and a judge that is trained and tested on 8 a class, in one step."""
     monkeypatch.setattr(judge, "EPOCHS", 1)
-    monkeypatch.setattr(judge, "demo_images", lambda first, per_class, product, draw=judge.demo_images:
-                        draw(first, 8, product))
+    monkeypatch.setattr(judge, "demo_images", lambda first, per_class, draw=judge.demo_images: draw(first, 8))
     write_demo(tmp_path / "bottle", 2, seed=1, size=64)
     return tmp_path / "bottle"
 
@@ -32,14 +31,6 @@ def test_it_counts_every_image(bottles: Path) -> None:
     outcome = run(bottles, bottles, "--per-class", 8)
     assert outcome.status == 0 and outcome.out.count("/8 = ") == 2
     assert all(f"  {name}" in outcome.out for name in CLASSES)
-
-
-def test_bolts_have_a_judge_of_their_own(bottles: Path, tmp_path: Path) -> None:
-    write_demo(tmp_path / "bolt", 2, seed=1, size=64, product="bolt")
-    weights = tmp_path / "bolts.safetensors"
-    outcome = run(tmp_path / "bolt", "--per-class", 8, "--product", "bolt", "--weights", weights)
-    assert outcome.status == 0 and outcome.out.count("/10 = ") == 1 and "  torn_thread" in outcome.out
-    assert run(bottles, "--per-class", 8, "--weights", weights).failed_with("--product bottle")
 
 
 def test_a_judge_that_was_kept_judges_the_same(bottles: Path, tmp_path: Path,

@@ -11,6 +11,7 @@ from scipy.ndimage import binary_dilation
 
 import data
 from data import DataConfig, load_dataset
+from dataset.image_files import read_image
 from tiny.bolts import CLASSES, PART_OF, PARTS, bolt_parts, draw_bolt
 from tiny.bottles import draw_bottle
 
@@ -62,5 +63,5 @@ def test_the_demo_of_bolts_reads_back(tmp_path: Path) -> None:
     assert command(data.main, "doctor", out, "--out", tmp_path / "look.png").status == 0
     assert command(data.main, "demo", out, "--product", "nut").failed_with("--product")
     bottles = command(data.main, "demo", tmp_path / "bottle", "--per-class", 1)
-    assert bottles.status == 0 and (data.read_image(tmp_path / "bottle/image/good/000.png")
+    assert bottles.status == 0 and (read_image(tmp_path / "bottle/image/good/000.png")
                                     == draw_bottle("good", 0)[0]).all()
