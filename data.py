@@ -77,7 +77,7 @@ class DefectDataset(torch.utils.data.Dataset):
         self.shape = kept(list(items), resolution) if self.pads else []  # of the square, what is the photos'
         self.decoded = DecodedPhotos(
             items, resolution, shrunk=config.view == "whole", pads=self.pads, channels=self.channels,
-            wanted=lambda index: config.load_masks or not self.views.shown_whole(index))
+            wanted=self._needs_damage)
         self.views = ItemViews(list(items), config.view, config.seed, resolution, self.decoded.own, self.pads)
         self.notes: list[str] = []  # on what was found and not used
 
@@ -142,6 +142,10 @@ class DefectDataset(torch.utils.data.Dataset):
     def window(self, index: int, epoch: int) -> Box:
         """The square of an image that an epoch shows, (top, left, side)."""
         return self.views.window(index, epoch)
+
+    def _needs_damage(self, index: int) -> bool:
+        """Whether an example, or which view it is, depends on where the item's damage is."""
+        return self.config.load_masks or not self.views.shown_whole(index)
 
     def preload(self) -> None:
         """Decode as many images as fit in memory, before workers that share them are forked.
