@@ -141,23 +141,28 @@ def add_control(config: Config, path: Path, header: Header, class_tensors: dict[
                               make_optimizer(config, (weights, config.lr)), header)
 
 
+def plan(config: Config, header: Header | None) -> None:
+    """Print --plan, over a class checkpoint, or over one of the recipe."""
+    from training.plan import print_plan  # slow to import
+    if header is None:
+        config.resolution, config.base = config.resolution or 512, config.base or DEFAULT_BASE
+    print_plan(config, tokens=header.tokens_per_class if header else 1,
+               prompts=bool(header and header.prompts), control_rank=config.control_rank)
+
+
 @together
 def main() -> None:
     """Class checkpoint, data and models; what a batch goes through; what a preview shows; the loop."""
     config = parse(Config, __doc__, EXAMPLE, row=preset_row("control"))
     if config.plan and not config.class_ckpt:
-        from training.plan import print_plan  # slow to import
-        config.resolution, config.base = config.resolution or 512, config.base or DEFAULT_BASE  # the recipe's
-        return print_plan(config, tokens=1, prompts=False, control_rank=config.control_rank)
+        return plan(config, None)
     if not config.class_ckpt:
         raise UserError("--class-ckpt: give the run folder of train_class.py that the ControlNet is for")
     class_file = read_checkpoint(config.class_ckpt, "--class-ckpt")
     path, class_tensors, header = class_file
     take_over(config, path, header)
     if config.plan:
-        from training.plan import print_plan  # slow to import
-        return print_plan(config, tokens=header.tokens_per_class, prompts=bool(header.prompts),
-                          control_rank=config.control_rank)
+        return plan(config, header)
     device, dtype = resolve_run(config, "control"), DTYPES[config.precision]
     dataset = load_photos(config, path, header)
     frozen = load_checkpoint(class_file, base=config.base, device=device, dtype=dtype)

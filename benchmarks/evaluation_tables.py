@@ -72,34 +72,35 @@ def mean(rows: list[dict[str, Any]], control: str, group: str, key: str) -> floa
     return sum(values) / len(values)
 
 
-def photos() -> Iterable[str]:
-    """docs/evaluation.md: each strategy on photographs, drawn with and without --select, and the controls; of
-    several seeds the mean and each, of one its interval."""
-    def cells(rows: list[dict[str, Any]], control: str, titles: str) -> str:
-        found = []
-        for key, scale, unit in (("dca", 100, " %"), ("sharp_dca", 100, " %"), ("coverage", 100, " %"),
-                                 ("fid_equal", 1, "")):
-            found_in = (row["numbers"][control]["all"] for row in rows)
-            each = [numbers[key] for numbers in found_in if key in numbers]
-            values = [f"{scale * value['value']:.0f}" for value in each]
-            spread = f" ({', '.join(values)})" if len(values) > 1 else ""
-            if len(values) == 1 and each[0]["low"] is not None:
-                spread = f" [{scale * each[0]['low']:.0f}, {scale * each[0]['high']:.0f}]"
-            found.append(f"{scale * mean(rows, control, 'all', key):.0f}{unit}{spread}" if each else "")
-        copied = sum(row["numbers"][control]["all"]["copies"]["count"] for row in rows)
-        return f"| {titles} | {' | '.join(found)} | {copied} |"
+def photos_row(rows: list[dict[str, Any]], control: str, titles: str) -> str:
+    """A row of `photos`: of several seeds the mean and each, of one its interval; and the copies of all."""
+    found = []
+    for key, scale, unit in (("dca", 100, " %"), ("sharp_dca", 100, " %"), ("coverage", 100, " %"),
+                             ("fid_equal", 1, "")):
+        found_in = (row["numbers"][control]["all"] for row in rows)
+        each = [numbers[key] for numbers in found_in if key in numbers]
+        values = [f"{scale * value['value']:.0f}" for value in each]
+        spread = f" ({', '.join(values)})" if len(values) > 1 else ""
+        if len(values) == 1 and each[0]["low"] is not None:
+            spread = f" [{scale * each[0]['low']:.0f}, {scale * each[0]['high']:.0f}]"
+        found.append(f"{scale * mean(rows, control, 'all', key):.0f}{unit}{spread}" if each else "")
+    copied = sum(row["numbers"][control]["all"]["copies"]["count"] for row in rows)
+    return f"| {titles} | {' | '.join(found)} | {copied} |"
 
+
+def photos() -> Iterable[str]:
+    """docs/evaluation.md: each strategy on photographs, drawn with and without --select, and the controls."""
     for strategy, name in STRATEGIES.items():
         for level, title in (("off", ""), ("light", ", `--select light`"), ("strict", ", `--select strict`")):
             if rows := of_photos(strategy, level):
                 kept, drawn = (sum(row[key] for row in rows) for key in ("kept", "drawn"))
-                yield cells(rows, "generated", f"{name}{title} | {kept} of {drawn}")
+                yield photos_row(rows, "generated", f"{name}{title} | {kept} of {drawn}")
     for strategy in ("class", "inpaint"):
-        yield cells(of_photos(strategy, "off"), "cut and paste",
+        yield photos_row(of_photos(strategy, "off"), "cut and paste",
                     f"cut and paste, at {STRATEGIES[strategy]}'s size | ")
     for control, title in (("through the VAE", "training photos through the VAE"),
                            ("held-out real", "held-out photos")):
-        yield cells(of_photos("class", "off"), control, f"{title} | ")
+        yield photos_row(of_photos("class", "off"), control, f"{title} | ")
 
 
 def photos_by_type() -> Iterable[str]:

@@ -39,7 +39,7 @@ class Config:
 
     photos: int = flag(12, "boards of each damage type, and as many undamaged ones", group="how", minimum=2)
     images: int = flag(12, "images of each type painted with each view", group="how", minimum=1)
-    segment: bool = flag(True, "measure what the images of the first seed add to training", group="how")
+    downstream: bool = flag(True, "measure what the images of the first seed add to training", group="how")
     seeds: list[int] = flag([0], "seeds of training", group="how")
     epochs: int = flag(40, "epochs of training", group="how", minimum=1)
     out: str = flag("benchmarks/painted_views.json", "where the result goes", group="how")
@@ -95,7 +95,7 @@ def measure(work: Path, data: Path, view: str, seed: int, config: Config) -> dic
               "quartiles": np.percentile(found, [25, 50, 75]).round(3).tolist(),
               "over half": round(float(np.mean(np.array(found) > 0.5)), 3), "right": right,
               "training, s": round(trained)}
-    if config.segment and seed == config.seeds[0]:
+    if config.downstream and seed == config.seeds[0]:
         painted = tiles_of(out, work / f"tiles-{view}-{seed}")
         result["downstream"] = downstream(work / "tiles", painted, list(DAMAGES))
     return result

@@ -50,7 +50,7 @@ class Config:
     trained_on: int = flag(14, "photos of each type to train on", minimum=2)
     per_class: int = flag(20, "images of each type to draw", minimum=1)
     steps: int = flag(50, "sampling steps", minimum=1)
-    helps: bool = flag(False, "measure what the images add to training, too")
+    downstream: bool = flag(False, "measure what the images add to training, too")
     seed: int = flag(42, "seed of training and drawing", minimum=0)
     work: str = flag("/tmp/photos", "folder for runs and images; what is there is used again")
     out: str = flag("benchmarks/photos.json", "where the result goes")
@@ -97,8 +97,9 @@ def measure(config: Config, held_out: Path, strategy: str, level: str) -> dict[s
     command("evaluate.py", "--real", config.data, "--fake", out, "--ckpt", run, "--out", report,
             "--features", config.network, "--judge", config.network, "--classes", *sorted(by_class))
     numbers = json.loads((report / "metrics.json").read_text())["numbers"]
-    added = {"downstream": downstream(Path(config.data), out, sorted(by_class), run)} if config.helps else {}
-    return {**added, "strategy": strategy, "level": level, "seed": config.seed, "kept": len(kept),
+    added = downstream(Path(config.data), out, sorted(by_class), run) if config.downstream else None
+    return {**({"downstream": added} if added else {}),
+            "strategy": strategy, "level": level, "seed": config.seed, "kept": len(kept),
             "drawn": len(kept) + len(thrown), "kept_by_class": by_class,
             "thrown_away": Counter(key for row in thrown for key in row["failed"]),
             "seconds_a_kept_image": round(seconds / len(kept), 2) if new else None,

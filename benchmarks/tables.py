@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from benchmarks.evaluation_tables import (
+    STRATEGIES,
     best_weights,
     coverage,
     judges,
@@ -179,7 +180,6 @@ def painted_bolts() -> Iterable[str]:
 
 def selection() -> Iterable[str]:
     """docs/sampling.md: images right, kept and drawn, for each level of --select, over the seeds."""
-    names = {"class": "A", "inpaint": "B1", "control": "B2"}
     levels: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in results("selection")["rows"]:
         levels.setdefault((row["strategy"], row["level"]), []).append(row)
@@ -190,7 +190,7 @@ def selection() -> Iterable[str]:
         low, high = wilson(right, kept)
         interval = f"{percent(right / kept)} % ({percent(low)} to {percent(high)})"
         by_seed = ", ".join(str(row["right"]) for row in rows)
-        yield (f"| {names[strategy]}, `{level}` | {right} of {kept}, {interval} | {by_seed} | {drawn} | "
+        yield (f"| {STRATEGIES[strategy]}, `{level}` | {right} of {kept}, {interval} | {by_seed} | {drawn} | "
                f"{thrown[0]} | {thrown[1]} |")
 
 

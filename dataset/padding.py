@@ -7,13 +7,12 @@ that show nothing but mirror. Of what is drawn, the same middle of the square is
 from __future__ import annotations
 
 import numpy as np
-import torch.nn.functional as F
 from torch import Tensor, from_numpy
 
 from dataset.augmentation import warp_mask
 from dataset.image_files import size_of
 from dataset.layouts import Photo
-from dataset.masks import CELL
+from dataset.masks import CELL, latent_mask
 from runtime.errors import UserError
 
 FITS = ("crop", "pad")
@@ -31,7 +30,8 @@ def padded(values: np.ndarray) -> np.ndarray:
 
 def slimness(photo: Photo) -> float:
     """The shorter side of a photo as a share of the longer one."""
-    return min(size_of(photo.image)) / max(size_of(photo.image))
+    size = size_of(photo.image)
+    return min(size) / max(size)
 
 
 def own_cells(photo: Photo, motion: np.ndarray, resolution: int) -> Tensor:
@@ -39,7 +39,7 @@ def own_cells(photo: Photo, motion: np.ndarray, resolution: int) -> Tensor:
     width, height = size_of(photo.image)
     scale = resolution / max(width, height)
     there = padded(np.ones((max(1, round(height * scale)), max(1, round(width * scale))), np.uint8))
-    return F.max_pool2d(from_numpy(warp_mask(there, motion, resolution))[None].float(), CELL)
+    return latent_mask(from_numpy(warp_mask(there, motion, resolution))[None].float())
 
 
 def kept(photos: list[Photo], resolution: int) -> list[int]:

@@ -89,7 +89,8 @@ def control_settings(header: Header, control: CheckpointFile | None, scale: floa
         if (about is None or control.header.classes != header.classes
                 or (control.header.resolution, control.header.shape) != (header.resolution, header.shape)):
             raise UserError(f"--control {control.path}: give a checkpoint of train_controlnet.py for what "
-                            f"--ckpt draws: {', '.join(header.classes)} at {header.resolution} px")
+                            f"--ckpt draws: {', '.join(header.classes)} at {header.resolution} px, "
+                            "with --fit crop")
         if guidance != 1 and not control.header.has_null:
             raise UserError(f"--guidance {guidance:g}: {control.path} was trained without --class-dropout; "
                             "use 1")

@@ -55,6 +55,7 @@ def guided(unet: UNet | UNetInPicture, contexts: Contexts, guidance: float,
         condition = torch.cat([control.condition * (not part) for part in empty]).to(unet.dtype)
 
     def eps(z_t: Tensor, t: int) -> Tensor:
+        """(B,4,h,w), timestep -> (B,4,h,w) fp32."""
         parts = len(null) if interval[0] <= t <= interval[1] else 1
         z_t, time = z_t.to(unet.dtype), torch.full((1,), t, device=z_t.device)
         # Fast: one z_t for all parts, whose layers before the first context run once (UNetEncoder.encode).

@@ -9,7 +9,7 @@ import pytest
 import torch
 from bases import command
 
-from benchmarks import ablation, photos
+from benchmarks import ablation, downstream, photos
 from dataset.image_files import read_image
 from dataset.layouts import find_products
 from dataset.scan import scan_products
@@ -17,7 +17,7 @@ from evaluation.numbers import GENERATED
 from runtime.files import save_rows
 from tiny.demo import write_demo
 
-NUMBERS = {GENERATED: {"all": {"dca": {"value": 0.5}, "seam_ratio": {"value": 1.0}}}}
+NUMBERS = {GENERATED: {"all": {"dca": {"value": 0.5}, "seam_ratio": {"value": 1.0}, "iou": {"value": 0.3}}}}
 
 
 def test_every_strategy_is_measured_on_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,6 +39,7 @@ def test_every_strategy_is_measured_on_photos(tmp_path: Path, monkeypatch: pytes
         return 3.0
 
     monkeypatch.setattr(photos, "command", stand_in)
+    monkeypatch.setattr(downstream, "command", stand_in)
     given = ("--data", tmp_path / "bottle", "--trained-on", 3, "--levels", "off", "strict", "--work",
              tmp_path / "work", "--out", tmp_path / "out.json")
     outcome = command(photos.main, *given)
@@ -54,6 +55,12 @@ def test_every_strategy_is_measured_on_photos(tmp_path: Path, monkeypatch: pytes
     assert all(words[-2:] == ("contamination", "good") for words in calls if words[0] == "evaluate.py")
     assert command(photos.main, *given).status == 0 and len(calls) == len(scripts)
     assert command(photos.main, *given, "--steps", 7).failed_with("--work", "other flags")
+    more = (*given, "--seed", 1, "--strategies", "class", "--levels", "off", "--downstream")
+    assert command(photos.main, *more).status == 0
+    row = json.loads((tmp_path / "out.json").read_text())["rows"][-1]
+    assert row["downstream"] == {GENERATED: {"iou": {"value": 0.3}}}
+    asked = next(words for words in calls if "--downstream" in words)
+    assert asked[asked.index("--ckpt") + 1] == tmp_path / "work/class-1"
     assert command(photos.main, *given, "--strategies", "b1").failed_with("--strategies", "'b1'", "inpaint")
 
 

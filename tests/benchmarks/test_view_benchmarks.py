@@ -27,7 +27,7 @@ def test_what_one_square_of_a_strip_loses(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.slow
 def test_boards_are_painted_with_each_view(tmp_path: Path) -> None:
     outcome = command(painted_views.main, "--photos", 2, "--images", 1, "--epochs", 1, "--keep",
-                      tmp_path / "work", "--no-segment", "--out", tmp_path / "painted.json")
+                      tmp_path / "work", "--no-downstream", "--out", tmp_path / "painted.json")
     assert outcome.status == 0, outcome
     rows = json.loads((tmp_path / "painted.json").read_text())["rows"]
     assert [row["view"] for row in rows] == ["whole", "close"]

@@ -148,6 +148,11 @@ def test_masks_of_another_shape_are_refused(place: Place, tmp_path: Path, monkey
     long = Place(place.base, make_long(Path("long"), WIDE))
     train_stage_a(long, Path("a"), "--fit", "pad")
     assert train_control(long, Path("a"), "--fit", "pad", "--max-steps", 1, "--out", "b").status == 0
+    inpaint = command(train_inpaint.main, "--data", "long", "--base", place.base, "--resolution", 64,
+                      "--max-steps", 1, "--preview-every", 0, "--latent-variants", 1, "--out", "c")
+    assert inpaint.status == 0, inpaint
+    outcome = command(sample.main, "--ckpt", "c", "--control", "b", "--images", "long/image/good")
+    assert outcome.failed_with("--control b/adapter.safetensors", "at 64 px, with --fit crop")
     save(Path("masks/high.png"), np.pad(np.ones((4, 4), np.uint8), ((0, 156), (0, 56))) * 255)
     outcome = command(sample.main, "--ckpt", "b", "--masks", "masks", "--classes", "dent", "--steps", 1)
     assert outcome.failed_with("masks/high.png", "outside the photo's shape, 64x32"), outcome
