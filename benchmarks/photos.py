@@ -34,6 +34,7 @@ PREVIEWS = "--preview-every 0 --save-every 50"
 STRATEGIES = {"class": f"train_class.py --epochs 100 --lr-decay 65=0.5 90=0.1 {PREVIEWS}",
               "inpaint": f"train_inpaint.py --epochs 60 --lr-decay 38=0.5 52=0.1 {PREVIEWS}",
               "control": f"train_controlnet.py --epochs 150 {PREVIEWS}"}
+MORE = "off-as-many"
 MEASURED = ("n", "dca", "sharp_dca", "copies", "fid_equal", "coverage", "mask_iou")
 
 
@@ -46,7 +47,8 @@ class Config:
     network: str = flag("efficientnet_lite0", "network of FID, of the classifiers and of --select")
     strategies: list[str] = flag(list(STRATEGIES), "which to measure; control is trained over class",
                                  choices=tuple(STRATEGIES))
-    levels: list[str] = flag([OFF, *LEVELS], "levels of --select to measure", choices=(OFF, *LEVELS))
+    levels: list[str] = flag([OFF, *LEVELS], f"levels of --select to measure; {MORE}: without it, as many "
+                             "as strict drew", choices=(OFF, *LEVELS, MORE))
     trained_on: int = flag(14, "photos of each type to train on", minimum=2)
     per_class: int = flag(20, "images of each type to draw", minimum=1)
     steps: int = flag(50, "sampling steps", minimum=1)
@@ -80,17 +82,29 @@ def train(config: Config, strategy: str) -> Path:
     return run
 
 
-def measure(config: Config, held_out: Path, strategy: str, level: str) -> dict[str, Any]:
+def images_a_class(config: Config, rows: list[dict[str, Any]], strategy: str, level: str) -> int:
+    """How many images of each type to draw: --per-class, or for MORE as many in all as strict drew.
+
+    Raises UserError where strict is to come.
+    """
+    if level != MORE:
+        return config.per_class
+    for row in rows:
+        if (row["strategy"], row["level"], row["seed"]) == (strategy, "strict", config.seed):
+            return round(config.per_class * row["drawn"] / row["asked"])
+    raise UserError(f"--levels {MORE}: needs strict before it, to draw as many")
+
+
+def measure(config: Config, held_out: Path, strategy: str, level: str, per_class: int) -> dict[str, Any]:
     """Draw at one level, and evaluate."""
     run = train(config, strategy)
     out = Path(config.work) / f"{strategy}-{config.seed}-{level}"
     given = {"class": [], "control": ["--masks", held_out],
              "inpaint": ["--masks", held_out, "--images", held_out / "image" / GOOD]}[strategy]
-    network = ["--select-network", config.network] if level != OFF else []
+    selected = ["--select", level, "--select-network", config.network] if level in LEVELS else []
     new = not out.exists()
     seconds = command("sample.py", "--ckpt", run, "--out", out, "--seed", config.seed, "--per-class",
-                      config.per_class, "--steps", config.steps, "--batch-size", 1, "--select", level,
-                      *network, *given)
+                      per_class, "--steps", config.steps, "--batch-size", 1, *selected, *given)
     report = out.with_name(f"{out.name}-report")
     kept, thrown = read_rows(out / "samples.jsonl"), read_rows(out / "rejected/samples.jsonl")
     by_class = Counter(row["class"] for row in kept)
@@ -100,6 +114,7 @@ def measure(config: Config, held_out: Path, strategy: str, level: str) -> dict[s
     added = downstream(Path(config.data), out, sorted(by_class), run) if config.downstream else None
     return {**({"downstream": added} if added else {}),
             "strategy": strategy, "level": level, "seed": config.seed, "kept": len(kept),
+            "asked": per_class * len({row["class"] for row in kept + thrown}),
             "drawn": len(kept) + len(thrown), "kept_by_class": by_class,
             "thrown_away": Counter(key for row in thrown for key in row["failed"]),
             "seconds_a_kept_image": round(seconds / len(kept), 2) if new else None,
@@ -135,7 +150,8 @@ def main() -> None:
         for level in config.levels:
             if not any((row["strategy"], row["level"], row["seed"]) == (strategy, level, config.seed)
                        for row in rows):
-                rows.append(measure(config, held_out, strategy, level))
+                per_class = images_a_class(config, rows, strategy, level)
+                rows.append(measure(config, held_out, strategy, level, per_class))
                 save_json(log, noted)
             record(config.out, trained_on=config.trained_on, per_class=config.per_class,
                    trainings=STRATEGIES, rows=rows)

@@ -31,7 +31,7 @@ def test_every_strategy_is_measured_on_photos(tmp_path: Path, monkeypatch: pytes
         if words[0] == "sample.py":
             save_rows(out / "samples.jsonl", [{"class": "good"}, {"class": "contamination"}])
             if "strict" in words:
-                save_rows(out / "rejected/samples.jsonl", [{"failed": ["probability"]}])
+                save_rows(out / "rejected/samples.jsonl", [{"class": "good", "failed": ["probability"]}] * 58)
         elif words[0] == "evaluate.py":
             (out / "metrics.json").write_text(json.dumps({"numbers": NUMBERS}))
         else:
@@ -40,14 +40,18 @@ def test_every_strategy_is_measured_on_photos(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(photos, "command", stand_in)
     monkeypatch.setattr(downstream, "command", stand_in)
-    given = ("--data", tmp_path / "bottle", "--trained-on", 3, "--levels", "off", "strict", "--work",
+    levels = ("off", "strict", "off-as-many")
+    given = ("--data", tmp_path / "bottle", "--trained-on", 3, "--levels", *levels, "--work",
              tmp_path / "work", "--out", tmp_path / "out.json")
     outcome = command(photos.main, *given)
     assert outcome.status == 0, outcome
     found = json.loads((tmp_path / "out.json").read_text())["rows"]
     assert [(row["strategy"], row["level"]) for row in found] == [
-        (strategy, level) for strategy in ("class", "inpaint", "control") for level in ("off", "strict")]
-    assert found[1]["drawn"] == 3 and found[1]["thrown_away"] == {"probability": 1}
+        (strategy, level) for strategy in ("class", "inpaint", "control") for level in levels]
+    assert (found[1]["drawn"], found[1]["asked"]) == (60, 40)
+    assert found[1]["thrown_away"] == {"probability": 58}
+    drawn = [words[words.index("--per-class") + 1] for words in calls if words[0] == "sample.py"]
+    assert drawn == [20, 20, 30] * 3  # the third as many as strict drew, of two types
     assert found[0]["numbers"] == {GENERATED: {"all": {"dca": {"value": 0.5}}}}
     assert found[0]["seconds_a_kept_image"] == 1.5
     scripts = [words[0] for words in calls]
@@ -61,6 +65,8 @@ def test_every_strategy_is_measured_on_photos(tmp_path: Path, monkeypatch: pytes
     assert row["downstream"] == {GENERATED: {"iou": {"value": 0.3}}}
     asked = next(words for words in calls if "--downstream" in words)
     assert asked[asked.index("--ckpt") + 1] == tmp_path / "work/class-1"
+    too_early = (*given, "--seed", 2, "--levels", "off-as-many")
+    assert command(photos.main, *too_early).failed_with("--levels off-as-many", "strict")
     assert command(photos.main, *given, "--strategies", "b1").failed_with("--strategies", "'b1'", "inpaint")
 
 
