@@ -34,6 +34,7 @@ from sampling.placement_sheet import show_placements
 from sampling.presets import drawing_settings
 from sampling.sample_folder import Sample
 from sampling.selection import LEVELS, OFF, TRIES, open_selection, told, yields
+from sd.compilation import check_compiler
 from sd.guidance import ALL_TIMESTEPS
 from sd.samplers import SAMPLERS
 
@@ -126,6 +127,8 @@ class Config:
     batch_size: int = flag(4, "images drawn at once", group="speed", minimum=1, maximum=10**4)
     precision: str = flag("auto", "auto: fp16 on a GPU, fp32 on a CPU", group="speed", choices=PRECISIONS)
     device: str = flag("auto", "auto, cpu, cuda, cuda:1, ..", group="speed")
+    compile: bool = flag(False, "compile the blocks of UNet and ControlNet by torch.compile: a slow first "
+                                "batch, other rounding; see docs/performance.md", group="speed")
     fast: bool = flag(True, "use exact shortcuts; without them every layer is computed as written, to "
                             "compare with", group="experiments")
 
@@ -181,6 +184,8 @@ def main() -> None:
     config = parse(Config, __doc__, EXAMPLE)
     device = choose_device(config.device)
     precision = choose_precision(config.precision, device, drawing=True)
+    if config.compile:
+        check_compiler(device, fast=config.fast)
     file = read_checkpoint(config.ckpt)
     header = file.header
     check(config, header)
@@ -219,7 +224,7 @@ def main() -> None:
             loaded = load_checkpoint(file, base=config.base, strength=config.lora_scale, device=device,
                                      dtype=DTYPES[precision], loras=loras, control=control, fast=config.fast)
             if config.fast:
-                loaded.pack()
+                loaded.speed_up(compiled=config.compile)
             if selection:
                 selection.calibrate(loaded.vae, folder)
             at_once = 1 if selection else inputs.at_once(config.batch_size)

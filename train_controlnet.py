@@ -37,7 +37,7 @@ from training.loop import train
 from training.presets import drawing_of, preset_row
 from training.previews import PREVIEWS, Row
 from training.resume_state import Trainable
-from training.setup import announce, announce_end, make_optimizer, resolve_run, set_up_checkpointing
+from training.setup import announce, announce_end, make_optimizer, resolve_run, set_up_blocks
 from training.step_noise import StepNoise
 
 EXAMPLE = """example:
@@ -136,7 +136,7 @@ def add_control(config: Config, path: Path, header: Header, class_tensors: dict[
     set_fast(unet, config.fast)
     weights = [weight for weight in control.parameters() if weight.requires_grad]
     print(f"{sum(weight.numel() for weight in weights):,} parameters to train")
-    set_up_checkpointing(config, header, unet, weights, control)
+    set_up_blocks(config, header, unet, weights, control)
     return control, Trainable(control.train(), {**class_tensors, **trained_control(control)},
                               make_optimizer(config, (weights, config.lr)), header)
 

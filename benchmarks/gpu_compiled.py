@@ -1,4 +1,4 @@
-"""A part of benchmarks.gpu_check: what torch.compile would bring. No command of ours compiles."""
+"""A part of benchmarks.gpu_check: what --compile brings, block by block as the commands compile."""
 
 from __future__ import annotations
 
@@ -7,29 +7,17 @@ import time
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import lora
 from benchmarks.gpu_place import Found, Place, noise_batch, relative, unet_of
 from runtime.device import DTYPES
+from sd.compilation import compile_blocks
 from sd.exact_shortcuts import set_fast
 from sd.guidance import Contexts, guided
-from sd.layers import ResnetBlock, SpatialTransformer
 from sd.unet import UNet
 
 Work = Callable[[], Tensor]
-
-
-def compile_blocks(net: nn.Module, *, training: bool, backend: str = "inductor") -> None:
-    """Compile the blocks of `net`, in place, each as one graph; calling them raises where one would break.
-
-    In training these are the resnets. The graph of a transformer with adapters breaks, at the versions of
-    the weights, the generators of the dropout and the results that are written in place.
-    """
-    torch._dynamo.config.recompile_limit = 64  # the blocks share their code, and have many shapes
-    for block in net.modules():
-        if isinstance(block, ResnetBlock if training else (ResnetBlock, SpatialTransformer)):
-            block.compile(backend=backend, fullgraph=True, dynamic=False)
 
 
 def sampling(place: Place, unet: UNet) -> Work:
@@ -75,7 +63,7 @@ def compiled(place: Place) -> Found:
         work = make(place, unet)
         _, usual, expected = timed(work, 12)
         counters.clear()
-        compile_blocks(unet, training=make is training, backend=backend)
+        compile_blocks(unet, backend)
         first, seconds, result = timed(work, 12)
         found[make.__name__] = {
             "as it is": round(usual, 4), "compiled": round(seconds, 4), "first two compiled": round(first, 1),

@@ -69,6 +69,8 @@ class RunConfig(DataConfig, NetworkConfig):
                               choices=("auto", "none", "lean", "full"))
     fast: bool = flag(True, "exact shortcuts that save time and memory; --no-fast computes each layer as "
                             "written, under autocast, for comparison", group="experiments")
+    compile: bool = flag(False, "compile blocks of the UNet by torch.compile: slow first steps, other "
+                                "rounding; see docs/performance.md", group="speed")
     latent_variants: int = flag(25, "encode this many augmented variants of each image once and cache "
                                     "them in latents/ beside the run; epoch e trains on variant e mod N; "
                                     "0: encode at every step, with no variant repeated", group="speed",

@@ -18,9 +18,9 @@ from training.config import RunConfig
 
 # Flags that may differ when a run is resumed: where, how long, what is shown, but not what is learnt.
 MAY_CHANGE = {"data", "base", "class_ckpt", "out", "preset", "epochs", "max_steps", "preview_every",
-              "save_every", "preview_steps", "preview_guidance", "checkpointing", "device", "workers",
-              "restart", "validate", "best", "features", "features_weights", "judge", "judge_weights",
-              "tensorboard", "plan", "json"}
+              "save_every", "preview_steps", "preview_guidance", "checkpointing", "compile", "device",
+              "workers", "restart", "validate", "best", "features", "features_weights", "judge",
+              "judge_weights", "tensorboard", "plan", "json"}
 
 
 @dataclass(frozen=True)

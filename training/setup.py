@@ -20,6 +20,7 @@ from runtime import distributed
 from runtime.device import choose_checkpointing, choose_device, choose_precision
 from runtime.errors import UserError
 from runtime.trusted_paths import flag_if_untrusted
+from sd.compilation import check_compiler, compile_blocks
 from sd.controlnet import ControlNet
 from sd.exact_shortcuts import pack, packed_bytes, set_checkpointing, set_fast
 from sd.pretrained.weights import fingerprint
@@ -32,10 +33,12 @@ from training.resume_state import Trainable
 def resolve_run(config: RunConfig, strategy: str) -> torch.device:
     """Replace "auto" and "" in the config by what they stand for, so that records name it; return the device.
 
-    Raises UserError where the device is not there, or --out lies in the data.
+    Raises UserError where the device is not there or cannot --compile, or --out lies in the data.
     """
     device = choose_device(config.device)
     config.precision = choose_precision(config.precision, device)
+    if config.compile:
+        check_compiler(device, fast=config.fast)
     folder = run_folder(config.out, config.data, strategy)
     for data in map(Path, config.data):
         if data.is_dir() and folder.resolve().is_relative_to(data.resolve()):
@@ -68,21 +71,24 @@ def make_optimizer(config: RunConfig, *groups: tuple[list[nn.Parameter], float])
                              fused=True)
 
 
-def set_up_checkpointing(config: RunConfig, header: Header, unet: UNet, weights: list[nn.Parameter],
-                         control: ControlNet | None = None) -> None:
-    """Choose and set which activations are recomputed in the backward pass.
+def set_up_blocks(config: RunConfig, header: Header, unet: UNet, weights: list[nn.Parameter],
+                  control: ControlNet | None = None) -> None:
+    """Choose and set which activations are recomputed in the backward pass; with --compile, compile blocks.
 
     header: of the checkpoint to be. weights: all that are trained, of `unet` or of its `control`. Without
-    checkpointing, a CPU keeps a second, packed copy of the frozen weights.
+    either, a CPU keeps a second, packed copy of the frozen weights.
     """
     step = "control" if control else "fast" if config.fast else "plain"
+    packs = config.fast and not config.compile
     level = choose_checkpointing(
         config.checkpointing, step, unet.conv_in.weight.device, config.precision, config.batch_size,
         config.resolution, unet.config.block_out_channels[0], sum(weight.numel() for weight in weights),
-        packed_bytes(unet) if config.fast else 0, one_token=header.one_token)
+        packed_bytes(unet) if packs else 0, one_token=header.one_token)
     for net in (unet, control) if control else (unet,):
         set_checkpointing(net, level)
-    if config.fast and level == "none":
+        if config.compile:
+            compile_blocks(net)
+    if packs and level == "none":
         pack(unet, gradients=True)
 
 
@@ -112,7 +118,7 @@ def add_adapters(config: TrainConfig, kind: str, dataset: DefectDataset, unet: U
     context = make_context(header, config.base, unet.config.cross_attention_dim, unet.conv_in.weight.device,
                            config.init_std, config.seed)
     unet.train()
-    set_up_checkpointing(config, header, unet, weights)
+    set_up_blocks(config, header, unet, weights)
     optimizer = make_optimizer(config, (weights, config.lr),
                                (list(context.parameters()), config.embedding_rate))
     return context, Trainable(unet, trained_tensors(unet, context), optimizer, header)

@@ -6,18 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from bases import Outcome, command
-from torch import nn
-from torch._dynamo import explain
 
-import lora
 from benchmarks import gpu_check
-from benchmarks.gpu_compiled import compile_blocks
 from benchmarks.gpu_fast import kind_of
 from benchmarks.gpu_parts import PARTS
-from sd.exact_shortcuts import FixedContext, set_fast
-from sd.layers import ResnetBlock, SpatialTransformer
 
 
 def check(folder: Path, *parts: str, share: float = 5.0) -> Outcome:
@@ -65,38 +58,6 @@ def test_kernels_have_kinds() -> None:
     names = {"flash_fwd_kernel<..>": "attention", "cudnn::wgrad": "convolution", "Memcpy DtoD": "copy",
              "ampere_fp16_sgemm": "matrix product", "vectorized_gelu": "other"}
     assert {name: kind_of(name) for name in names} == names
-
-
-@pytest.mark.parametrize("training", [False, True])
-def test_compiled_blocks_compute_the_same(training: bool) -> None:
-    """Each block is one graph. Adapters break theirs, so a transformer with adapters is left as it is."""
-    torch._dynamo.reset()
-    resnet = ResnetBlock(16, 16, groups=8, eps=1e-5, time_dim=32)
-    transformer = SpatialTransformer(16, 2, 16, groups=8)
-    net = nn.ModuleList([resnet, transformer]).requires_grad_(False).train(training)
-    if training:
-        lora.inject(net, rank=4)
-        lora.seed_dropout(net, [5, 6])
-    set_fast(net, True)
-    x, time = torch.randn(2, 16, 8, 8, requires_grad=training), torch.randn(2, 32)
-    context = FixedContext(torch.randn(2, 4, 16))
-
-    def step() -> list[torch.Tensor]:
-        y = transformer(resnet(x, time), context.tokens if training else context)
-        return [y, *torch.autograd.grad(y.square().sum(), x)] if training else [y]
-
-    with torch.set_grad_enabled(training):
-        expected = step()
-        assert explain(resnet)(x, time).graph_break_count == 0
-        if training:
-            assert explain(transformer.transformer_blocks[0].attn1.to_q)(context.tokens).graph_break_count > 0
-        else:
-            assert explain(transformer)(x, context).graph_break_count == 0
-        torch._dynamo.reset()
-        compile_blocks(net, training=training, backend="aot_eager")
-        for _ in range(2):
-            for found, right in zip(step(), expected, strict=True):
-                torch.testing.assert_close(found, right, rtol=1e-5, atol=1e-5)
 
 
 def test_every_part_says_what_it_looks_at() -> None:
