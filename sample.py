@@ -29,7 +29,7 @@ from sampling.batches import batches_of, draw_all
 from sampling.finished import finish
 from sampling.generation import SamplingConfig, inpaint_images, reconstruct, sample_images
 from sampling.inputs import Input, Inputs, Seams, stacked_views
-from sampling.opening import control_settings, open_folder, open_inputs
+from sampling.opening import control_settings, folders_read, open_folder, open_inputs
 from sampling.placement_sheet import show_placements
 from sampling.presets import drawing_settings
 from sampling.sample_folder import Sample
@@ -203,12 +203,12 @@ def main() -> None:
         control=control_settings(header, control, config.control_scale, drawing["mask_guidance"],
                                  drawing["guidance"]), jitter=config.mask_jitter,
         damages=config.damages_per_image)
+    read = folders_read(header, config.images, config.masks)
     if config.placement_only:
-        return show_placements(inputs, classes, config.per_class, Path(config.out), as_json=config.json)
+        return show_placements(inputs, classes, config.per_class, Path(config.out), read, as_json=config.json)
     selection = open_selection(config.select, config.tries, config.select_network, file, inputs, device)
     folder = open_folder(Path(config.out), file, inputs, sampling, selection, lora_scale=config.lora_scale,
-                         precision=precision, loras=loras, layout=config.layout,
-                         read=[config.images, config.masks])
+                         precision=precision, loras=loras, layout=config.layout, read=read)
     with folder.opened():
         rejected = folder.reject(Path(config.reject)) if config.reject else 0
         missing = folder.missing(classes, config.per_class)

@@ -1,4 +1,4 @@
-"""The folder --out: not among the images, and not that of other photos."""
+"""The folder --out: not that of other photos."""
 
 from __future__ import annotations
 
@@ -10,14 +10,6 @@ from pathlib import Path
 from evaluation.image_sets import ImageSet
 from runtime.errors import UserError
 from runtime.files import sha256
-
-
-def check_place(out: Path, folders: list[str]) -> None:
-    """Raises UserError where `out` is one of the folders of images or lies in one: its pictures would be
-    taken for images of the next command."""
-    for folder in folders:
-        if out.resolve().is_relative_to(Path(folder).expanduser().resolve()):
-            raise UserError(f"--out {out}: lies in {folder}, among the images; give a folder elsewhere")
 
 
 def claim(out: Path, real: ImageSet, names: list[str]) -> str:

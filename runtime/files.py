@@ -186,6 +186,14 @@ def below_here(path: str | Path) -> str:
     return place.relative_to(here).as_posix() if place.is_relative_to(here) else str(place)
 
 
+def refuse_inside(out: Path, folders: Iterable[str]) -> None:
+    """Raises UserError where `out`, a folder or a picture to write, lies in a folder of photos."""
+    for folder in folders:
+        if out.resolve().is_relative_to(Path(folder).expanduser().resolve()):
+            raise UserError(f"--out {out}: lies in {folder}, among the images that are read, and would be "
+                            "taken for some of them; give another --out")
+
+
 def sha256(path: Path) -> str:
     """The hash of a file's content, 64 hexadecimal digits."""
     digest = hashlib.sha256()

@@ -18,7 +18,7 @@ from dataset.placement import JITTER
 from dataset.scan import Scan, photos_and_masks
 from runtime import distributed
 from runtime.errors import UserError
-from runtime.files import sha256
+from runtime.files import refuse_inside, sha256
 from runtime.trusted_paths import is_trusted
 from sampling.generation import SamplingConfig
 from sampling.inputs import Inputs, Seams
@@ -104,23 +104,17 @@ def control_settings(header: Header, control: CheckpointFile | None, scale: floa
     return settings
 
 
-def refuse_inside(out: Path, folders: list[str]) -> None:
-    """Raises UserError where generated images would be written into one of `folders`, which hold photos."""
-    for folder in folders:
-        if out.resolve().is_relative_to(Path(folder).expanduser().resolve()):
-            raise UserError(f"--out {out}: lies in {folder}, which holds the photos or masks that are read; "
-                            "generated images would mix with them: give another --out")
+def folders_read(header: Header, *given: str | None) -> list[str]:
+    """The folders of photos and masks: those of the command line, and the checkpoint's data."""
+    return [name for name in [*given, *filter(is_trusted, header.config["data"])] if name]
 
 
 def open_folder(out: Path, file: CheckpointFile, inputs: Inputs, sampling: SamplingConfig,
                 selection: Selection | None, *, lora_scale: float, precision: str,
-                loras: list[tuple[Path, float]], layout: str, read: list[str | None]) -> SampleFolder:
-    """The folder to write to. read: the folders of the command line, besides the checkpoint's data.
-
-    Raises UserError where `out` lies in one of them.
-    """
+                loras: list[tuple[Path, float]], layout: str, read: list[str]) -> SampleFolder:
+    """The folder to write to. read: see folders_read. Raises UserError where `out` lies in one of them."""
     header = file.header
-    refuse_inside(out, [name for name in [*read, *filter(is_trusted, header.config["data"])] if name])
+    refuse_inside(out, read)
     if layout in MASKLESS and not header.strategy.takes_masks and distributed.first():
         print(f"--layout {layout}: this checkpoint draws no masks, so {MASKLESS[layout]}", file=sys.stderr)
     trained = header.config.get("view", "whole")

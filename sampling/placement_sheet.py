@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from runtime import distributed
 from runtime.errors import UserError
-from runtime.files import below_here, save_image
+from runtime.files import below_here, refuse_inside, save_image
 from runtime.pictures import grid, outline
 from sampling.further_damages import placed_damages
 from sampling.inputs import Input, Inputs
@@ -21,13 +21,17 @@ from sampling.inputs import Input, Inputs
 SHOWN, SIDE = 8, 512  # masks a class, and the side of their pictures at most
 
 
-def show_placements(inputs: Inputs, classes: list[str], per_class: int, out: Path, *, as_json: bool) -> None:
+def show_placements(inputs: Inputs, classes: list[str], per_class: int, out: Path, read: list[str], *,
+                    as_json: bool) -> None:
     """Deal the masks of the first images of each class, write them outlined, and say how well they fit.
 
-    The sheet lies beside `out`, which stays as it is. Raises UserError where no mask finds a place.
+    The sheet lies beside `out`, which stays as it is. Raises UserError where that is in one of the folders
+    `read`, and where no mask finds a place.
     """
     if not distributed.first():
         return
+    sheet = Path(below_here(out.resolve().parent / f"{out.resolve().name}-placement.png"))
+    refuse_inside(sheet, read)
     rows, labels, scores, lost, tried = [], [], dict[str, float | None](), Counter[str](), 0
     for damage in tqdm(classes, unit="class", desc="placing masks", disable=None):
         found, row = [], []
@@ -44,7 +48,6 @@ def show_placements(inputs: Inputs, classes: list[str], per_class: int, out: Pat
             labels.append(damage if scores[damage] is None else f"{damage}\nscore {scores[damage]:.2f}")
     if not rows:
         raise UserError("--placement-only: no mask finds a place; give photos of the masks' product")
-    sheet = Path(below_here(out.resolve().with_name(f"{out.resolve().name}-placement.png")))
     save_image(sheet, grid(rows, labels, "Where masks go, and how well their surroundings agree"))
     result = {"sheet": str(sheet), "score": scores, "tried_again": tried, "left_out": sum(lost.values())}
     if as_json:

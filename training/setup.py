@@ -18,7 +18,7 @@ from checkpoints.prompts import DamageContext, make_context, prompts_for
 from data import DefectDataset
 from runtime import distributed
 from runtime.device import choose_checkpointing, choose_device, choose_precision
-from runtime.errors import UserError
+from runtime.files import refuse_inside
 from runtime.trusted_paths import flag_if_untrusted
 from sd.compilation import check_compiler, compile_blocks
 from sd.controlnet import ControlNet
@@ -40,10 +40,7 @@ def resolve_run(config: RunConfig, strategy: str) -> torch.device:
     if config.compile:
         check_compiler(device, fast=config.fast)
     folder = run_folder(config.out, config.data, strategy)
-    for data in map(Path, config.data):
-        if data.is_dir() and folder.resolve().is_relative_to(data.resolve()):
-            raise UserError(f"--out {folder}: lies in --data {data}, where the run's pictures would be taken "
-                            "for photos; give a folder outside")
+    refuse_inside(folder, config.data)
     config.out = str(folder)
     announce_preset(config, strategy)
     return device

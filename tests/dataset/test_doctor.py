@@ -41,6 +41,17 @@ def test_doctor_on_sound_data(tmp_path: Path) -> None:
         assert sheet.width > 3 * 96 and sheet.height > 3 * 96
 
 
+@pytest.mark.parametrize(("out", "why"), [
+    ("part/image/good/000.png", "lies in part"), ("part/sheet.png", "lies in part"), ("", "a folder"),
+    ("link/x.png", "lies in"), (".", "a folder"), ("/", "a folder"), ("part", "lies in part")])
+def test_doctor_writes_no_picture_among_the_photos(tmp_path: Path, out: str, why: str) -> None:
+    make_product(tmp_path / "part")
+    (tmp_path / "link").symlink_to(tmp_path / "part/image/good")
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*.*")}
+    assert run("doctor", "part", "--out", out).failed_with("--out", why)
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*.*")} == before
+
+
 def test_doctor_in_json(tmp_path: Path) -> None:
     """The same findings, for programs; nothing else is on stdout."""
     make_product(tmp_path / "part")

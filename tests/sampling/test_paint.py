@@ -221,6 +221,8 @@ def test_see_before_you_paint(inpaint_run: Path, photos: Path, monkeypatch: pyte
     other = [save(Path(f"cloth/{i}.png"), picture(i)) for i in range(2)]
     outcome = paint(inpaint_run, other[0].parent, "--placement-only", "--classes", "broken_small")
     assert outcome.failed_with("no mask finds a place")
+    outcome = paint(inpaint_run, photos, "--placement-only", "--out", photos / "sheet")
+    assert outcome.failed_with("sheet-placement.png: lies in", str(photos))
 
 
 def test_a_folder_of_the_earlier_rule_is_not_mixed(inpaint_run: Path, photos: Path) -> None:
