@@ -162,13 +162,14 @@ def _sheet(classes: dict[str, list[Look]], path: Path) -> None:
 def report(names: list[str], resolution: int, out: Path, as_json: bool = False) -> int:
     """Print the findings about the datasets `names`, as text or JSON, and write the contact sheet `out`.
 
-    Returns the exit status: 1 where there are problems. Raises UserError where `out` is a folder, or lies
-    among the photos.
+    Returns the exit status, 1 for problems. Raises UserError where `out` is a folder or lies among photos.
     """
-    files.refuse_inside(out, names)
+    products = find_products(names)
+    files.refuse_inside(out, [str(product.folder / name) for product in products
+                              for name in (*product.layout.images, product.layout.masks)])
     if out.is_dir():
         raise UserError(f"--out {out}: a folder; name the picture too, such as {out / 'doctor.png'}")
-    scan = scan_products(find_products(names))
+    scan = scan_products(products)
     problems, looks = scan.problems + scan.lost, []
     if sys.stderr.isatty():
         print(f"looking at {len(scan.photos)} images ...", file=sys.stderr)

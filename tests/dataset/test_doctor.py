@@ -42,8 +42,8 @@ def test_doctor_on_sound_data(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("out", "why"), [
-    ("part/image/good/000.png", "lies in part"), ("part/sheet.png", "lies in part"), ("", "a folder"),
-    ("link/x.png", "lies in"), (".", "a folder"), ("/", "a folder"), ("part", "lies in part")])
+    ("part/image/good/000.png", "among"), ("part/mask/sheet.png", "among"), ("", "a folder"),
+    ("link/x.png", "among"), (".", "a folder"), ("/", "a folder"), ("part", "a folder")])
 def test_doctor_writes_no_picture_among_the_photos(tmp_path: Path, out: str, why: str) -> None:
     make_product(tmp_path / "part")
     (tmp_path / "link").symlink_to(tmp_path / "part/image/good")
