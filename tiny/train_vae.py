@@ -29,7 +29,7 @@ from tiny.photos import PictureFile
 from tiny.run import Run, training_flags
 from tiny.vae_loss import Critic, StageFeatures, balance, compare, hinge, pixel_error
 
-CONFIG = VAEConfig(block_out_channels=(16, 32, 96, 128), layers_per_block=1, norm_num_groups=8,
+CONFIG = VAEConfig(block_out_channels=(32, 64, 96, 128), layers_per_block=1, norm_num_groups=8,
                    scaling_factor=1.0)
 KL_WEIGHT = 2.5e-6
 
@@ -194,7 +194,7 @@ def main() -> None:
     parser.add_argument("--freeze-encoder", action="store_true",
                         help="train the decoder alone: the latents stay, so trained UNets stay valid")
     parser.add_argument("--pixels", type=float, default=1.0, help="weight of L1; the perceptual one is 1")
-    parser.add_argument("--critic", type=float, default=0.5, help="weight of the critic, after balancing")
+    parser.add_argument("--critic", type=float, default=0.1, help="weight of the critic, after balancing")
     parser.add_argument("--critic-from", type=int, default=1000, help="the first step with the critic")
     args = parser.parse_args()
 

@@ -13,8 +13,8 @@ from evaluation.networks import LITE, load_network
 
 STAGES = (0, 2, 4, 10, 15)  # blocks whose outputs are compared: 1/2, 1/4, 1/8, 1/16, 1/32 of the side
 
-# RGB -> the two chroma channels of YCbCr (ITU-R BT.601), doubled
-CHROMA = torch.tensor([[-0.338, -0.662, 1.0], [1.0, -0.838, -0.162]])
+# RGB -> the two chroma channels of YCbCr (ITU-R BT.601), times 6: next to a critic, less lets colours fade
+CHROMA = 3 * torch.tensor([[-0.338, -0.662, 1.0], [1.0, -0.838, -0.162]])
 
 
 def pixel_error(back: Tensor, image: Tensor) -> Tensor:
