@@ -64,10 +64,12 @@ def opened(path: Path) -> Iterator[Image.Image]:
 
 
 class Header(NamedTuple):
-    """(width, height) as displayed, and whether a pixel has more than 8 bits."""
+    """(width, height) as displayed, whether a pixel has more than 8 bits, and how many images there are, of
+    which the first is read: pages of a TIFF, frames of an animation."""
 
     size: tuple[int, int]
     deep: bool
+    images: int
 
 
 def header_of(path: Path) -> Header:
@@ -77,6 +79,7 @@ def header_of(path: Path) -> Header:
     """
     with opened(path) as image:
         (width, height), deep = image.size, image.mode.startswith("I") or _deep_colour(image)
+        images = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # MPO: a phone's depth map
         if (decoded := image.format == "PNG" and "exif" not in image.info
                 and b"eXIf" in path.read_bytes()[-2**16:]):
             image.load()  # in a PNG, EXIF may follow the pixels
@@ -84,7 +87,7 @@ def header_of(path: Path) -> Header:
         turned = "exif" in image.info and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
         if not decoded and image.format not in ("JPEG", "MPO"):
             image.verify()
-        return Header((height, width) if turned else (width, height), deep)
+        return Header((height, width) if turned else (width, height), deep, images)
 
 
 def size_of(path: Path) -> tuple[int, int]:

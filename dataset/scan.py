@@ -27,6 +27,7 @@ class Scan:
     problems: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
     deep: list[Path] = field(default_factory=list)  # images of 16 bits
+    several: list[Path] = field(default_factory=list)  # files with more images than the first
     notes: list[str] = field(default_factory=list)
 
 
@@ -120,7 +121,7 @@ def _pairs(image_folders: list[Path], mask_folders: list[Path], scan: Scan) -> l
             scan.problems.append(f"{image}: shares its mask with {owner[stem].name}; rename one")
         owner[stem] = image
         try:
-            scan.deep += [image] if _check(image, mask) else []
+            _check(image, mask, scan)
             pairs.append((image, mask))
         except UserError as error:
             scan.problems.append(str(error))
@@ -129,14 +130,16 @@ def _pairs(image_folders: list[Path], mask_folders: list[Path], scan: Scan) -> l
     return pairs
 
 
-def _check(image: Path, mask: Path | None) -> bool:
-    """Whether the image has 16 bits. Raises UserError for an unreadable file and a mask of another size."""
-    size, deep = header_of(image)
-    for part in mask_parts(mask) if mask else []:
-        if (other := header_of(part).size) != size:
+def _check(image: Path, mask: Path | None, scan: Scan) -> None:
+    """Note what the headers say. Raises UserError for an unreadable file and a mask of another size."""
+    headers = {file: header_of(file) for file in [image, *(mask_parts(mask) if mask else [])]}
+    size = headers[image].size
+    for part, (other, *_) in headers.items():
+        if other != size:
             raise UserError(f"{part}: {other[0]}x{other[1]}, but its image {image} is {size[0]}x{size[1]}; "
                             "make the sizes equal")
-    return deep
+    scan.deep += [image] if headers[image].deep else []
+    scan.several += [file for file, header in headers.items() if header.images > 1]
 
 
 def _subfolders(folder: Path) -> dict[str, list[Path]]:
@@ -198,6 +201,9 @@ def scan_products(products: list[Product]) -> Scan:
                               f"{count_and_names(others)}")
         flat = not any(_subfolders(product.folder / name) for name in product.layout.images)
         (_scan_flat if flat else _scan_tree)(product, scan)
+    for folder in dict.fromkeys(file.parent for file in scan.several):
+        scan.lost.append(f"{folder}: of files with several images only the first is read: "
+                         + count_and_names([file for file in scan.several if file.parent == folder]))
     try:
         scan.notes += depth_notes(scan.deep)
     except UserError as error:

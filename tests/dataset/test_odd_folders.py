@@ -57,6 +57,22 @@ def test_mvtecs_tree(tmp_path: Path) -> None:
     assert load(tmp_path).classes == ["bottle/crack", "bottle/good", "cable/crack", "cable/good"]
 
 
+def test_files_of_several_images(tmp_path: Path) -> None:
+    """The pages of a TIFF and the frames of an animation are not training images: that is said."""
+    root = make_product(tmp_path / "part")
+    pages = {"save_all": True, "append_images": [Image.fromarray(picture(1))]}
+    for name in ("image/good/100.tif", "image/good/101.webp", "image/good/102.png"):
+        Image.fromarray(picture(0)).save(root / name, **pages)
+    dent, blank = (Image.fromarray(square_mask(value)) for value in (2, 0))
+    dent.save(root / "mask/dent/000_mask.png", save_all=True, append_images=[blank])
+    found = doctor(root, tmp_path)
+    assert found.status == 1
+    assert ("image/good: of files with several images only the first is read: 3 (100.tif, 101.webp, 102.png)"
+            in found.out)
+    assert "mask/dent: of files with several images only the first is read: 1 (000_mask.png)" in found.out
+    assert all("several images" in line for line in load(root).notes)
+
+
 def test_locos_folder_of_masks(tmp_path: Path) -> None:
     root = tmp_path / "box"
     for number in range(2):
