@@ -41,9 +41,10 @@ def accepted(cls: type, values: dict[str, Any]) -> dict[str, Any]:
     for field in dataclasses.fields(cls):
         if field.name in values:
             value = given[field.name] = values[field.name]
-            choices = field.metadata["choices"]
-            if (not fits(value, kinds[field.name]) or choices and value not in choices
-                    or type(value) in (int, float) and out_of_bounds(value, field.metadata)):
+            choices, items = field.metadata["choices"], value if isinstance(value, list) else [value]
+            if (not fits(value, kinds[field.name]) or choices and any(item not in choices for item in items)
+                    or any(out_of_bounds(item, field.metadata) for item in items
+                           if type(item) in (int, float))):
                 raise ValueError(f"{field.name} {value!r}")
     return given
 

@@ -18,6 +18,7 @@ class Example:
     names: list[str] = flag(["a", "b"], "some names")
     quick: bool = flag(True, "a switch")
     way_to: str = flag("up", "one of two", choices=("up", "down"))
+    sizes: list[int] = flag([2], "some numbers", minimum=1, maximum=9)
 
 
 def example(*argv: str) -> Example:

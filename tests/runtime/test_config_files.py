@@ -41,6 +41,7 @@ WRONG = {
     '{"needed": "x", "count": 1.5}': "count 1.5 is not",
     '{"needed": "x", "rate": true}': "rate True is not",
     '{"needed": "x", "names": ["a", 1]}': "names ['a', 1] is not",
+    '{"needed": "x", "sizes": [3, 10]}': "sizes [3, 10] is not",
     '{"needed": "x", "way_to": "left"}': "way_to 'left' is not",
     '{"needed": "x"': "cannot be read", "[" * 100_000: "cannot be read", "[1]": "not a table of flags",
     "\xff": "cannot be read", "{}": "required: --needed",
