@@ -19,6 +19,7 @@ from dataset.scan import scan_products
 from evaluation.numbers import HELD_OUT
 from runtime.errors import UserError
 from runtime.files import read_rows, sha256
+from runtime.suggestions import did_you_mean, same
 from runtime.trusted_paths import followed
 
 ALL = "all"  # the group of all damage types
@@ -136,9 +137,11 @@ def load_sets(real: list[str], fake: str, wanted: list[str], ckpt: str | None, s
     several = len({photo.product for photo in real_photos}) > 1
     real_by_class, fake_by_class = group_by_class(real_photos, several), group_by_class(fake_photos, several)
     classes = sorted(real_by_class)
+    wanted = [same(name, classes) or name for name in wanted]
     for name in [*wanted, *([] if wanted else fake_by_class)]:
         if name not in real_by_class:
-            raise UserError(f"{name}: no such class in --real, which has {', '.join(classes)}")
+            raise UserError(f"{name}: no such class in --real, which has {', '.join(classes)}"
+                            f"{did_you_mean(name, classes)}")
     chosen = [i for i, name in enumerate(classes) if name in (wanted or classes)]
     for name in (classes[i] for i in chosen):
         if name not in fake_by_class:

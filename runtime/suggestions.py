@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
 
 
@@ -17,10 +18,16 @@ def nearest(name: str, known: Iterable[str], similarity: float = 0.65) -> str | 
 
 
 def same(name: str, known: Iterable[str]) -> str | None:
-    """`name` if it is known, or else the only known name that differs from it in case alone; None without."""
+    """`name` if it is known, or else the only known name that differs from it in case alone; None without.
+
+    A letter with its accent as one character or as two, as macOS may write it, is one letter.
+    """
+    def plain(text: str) -> str:
+        return unicodedata.normalize("NFC", text).casefold()
+
     known = list(known)
     found = [other for other in known if other == name] or [other for other in known
-                                                            if other.casefold() == name.casefold()]
+                                                            if plain(other) == plain(name)]
     return found[0] if len(found) == 1 else None
 
 

@@ -108,6 +108,14 @@ def test_misspelt_names(flags: dict, message: str, tmp_path: Path) -> None:
         load(make_product(tmp_path / "part", count=1), **flags)
 
 
+def test_accents_as_one_character_or_as_two(tmp_path: Path) -> None:
+    root = make_product(tmp_path / "part", count=1)
+    for folder in (root / "image", root / "mask"):
+        (folder / "dent").rename(folder / "f\u00ealure")
+    dataset = load(root, damage_type_to_class_id=["fe\u0302lure=0", "good=1", "crack=2"])
+    assert dataset.classes == ["f\u00ealure", "good", "crack"]
+
+
 def test_misspelt_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_product(tmp_path / "DS-MVTec" / "bottle", count=1)
     monkeypatch.chdir(tmp_path)

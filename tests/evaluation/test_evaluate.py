@@ -495,11 +495,12 @@ def test_several_products(bottles: Path, tmp_path: Path) -> None:
 def test_a_class_on_one_side_only(bottles: Path, tmp_path: Path) -> None:
     fake = Path(shutil.copytree(bottles / "fake", "fake"))
     shutil.rmtree(fake / "image" / "good")
+    assert run(bottles / "real", fake, "--classes", "GOOD").failed_with("no images of good")
     outcome = run(bottles / "real", fake)
     assert outcome.failed_with("good", "--classes broken_large broken_small contamination")
     save(fake / "image" / "dent" / "0.png", picture(0))
     assert run(bottles / "real", fake).failed_with("dent", "no such class in --real")
-    assert run(bottles / "real", fake, "--classes", "god").failed_with("god", "broken_large")
+    assert run(bottles / "real", fake, "--classes", "god").failed_with("god", "did you mean good?")
 
 
 def test_a_corrupt_image_is_named_and_left_out_only_if_one_says_so(bottles: Path) -> None:
