@@ -277,7 +277,7 @@ def test_a_run_of_an_earlier_version_goes_on(place: Place) -> None:
 @pytest.mark.parametrize("inside", ["run", "image/run", "."])
 def test_a_run_folder_in_the_data_is_refused(inside: str, place: Place) -> None:
     before = sorted(place.data.rglob("*"))
-    assert train(place, "--out", place.data / inside, "--max-steps", 1).failed_with("--out", "--data")
+    assert train(place, "--out", place.data / inside, "--max-steps", 1).failed_with("--out", str(place.data))
     assert sorted(place.data.rglob("*")) == before
 
 
