@@ -121,9 +121,10 @@ def photos_by_type() -> Iterable[str]:
 
 def photos_downstream() -> Iterable[str]:
     """docs/evaluation.md: what B1's images add to training, by seed."""
-    plain, strict = (of_photos("inpaint", level) for level in ("off", "strict"))
+    plain, strict, many = (of_photos("inpaint", level) for level in ("off", "strict", "off-as-many"))
     for rows, row, title in ((plain, "real only", "none"), (plain, "generated", "B1"),
                              (strict, "generated", "B1, `--select strict`"),
+                             (many, "generated", "B1, as many as `strict` draws, seeds 43 and 44"),
                              (plain, "cut and paste", "cut and paste")):
         cells = []
         for key in ("accuracy", "iou"):
