@@ -32,7 +32,7 @@ from sampling.inputs import Input, Inputs, Seams, stacked_views
 from sampling.opening import control_settings, folders_read, open_folder, open_inputs
 from sampling.placement_sheet import show_placements
 from sampling.presets import drawing_settings
-from sampling.sample_folder import Sample
+from sampling.sample_folder import Sample, SampleFolder
 from sampling.selection import LEVELS, OFF, TRIES, open_selection, told, yields
 from sd.compilation import check_compiler
 from sd.guidance import ALL_TIMESTEPS
@@ -178,6 +178,19 @@ def draw(loaded: LoadedCheckpoint, inputs: Inputs, sampling: SamplingConfig,
     return inputs.samples(prepared, list(images), list(before))
 
 
+def last_line(config: Config, folder: SampleFolder, classes: list[str], drawn: int, rejected: int) -> str:
+    """What the command ends with: what there is now, and where to look. With --json, a JSON object."""
+    done = {"out": config.out, "classes": classes, "per_class": config.per_class, "drawn": drawn,
+            "rejected": rejected, "journal": str(folder.journal), "grid": str(folder.grid),
+            "gallery": str(folder.gallery)}
+    images = f"{config.per_class} images each of {', '.join(classes)}"
+    if config.select != OFF:
+        found = yields(folder, classes, config.per_class)
+        done, images = {**done, "selected": found}, told(found)
+    return (json.dumps(done) if config.json else
+            f"{config.out}: {images}; see {folder.grid} and {folder.gallery}")
+
+
 @together
 def main() -> None:
     """The command: draw what is missing in the folder, then its grid.png."""
@@ -232,15 +245,7 @@ def main() -> None:
                      partial(draw, loaded, inputs, sampling), folder, set(wanted), selection)
         if distributed.first():
             finish(folder, header, classes, config.per_class)
-    done = {"out": config.out, "classes": classes, "per_class": config.per_class, "drawn": len(wanted),
-            "rejected": rejected, "journal": str(folder.journal), "grid": str(folder.grid),
-            "gallery": str(folder.gallery)}
-    images = f"{config.per_class} images each of {', '.join(classes)}"
-    if selection:
-        found = yields(folder, classes, config.per_class)
-        done, images = {**done, "selected": found}, told(found)
-    print(json.dumps(done) if config.json else
-          f"{config.out}: {images}; see {folder.grid} and {folder.gallery}")
+    print(last_line(config, folder, classes, len(wanted), rejected))
 
 
 if __name__ == "__main__":
