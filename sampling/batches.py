@@ -28,7 +28,7 @@ def batches_of(classes: list[str], per_class: int, batch_size: int,
 
 def draw_all(batches: list[list[Wanted]], inputs: Inputs, draw: Callable[[list[Input]], list[Sample]],
              folder: SampleFolder, wanted: set[Wanted], selection: Selection | None = None) -> None:
-    """Each process draws every count-th batch; the first writes them all, in order.
+    """Each process draws every count-th batch and writes its files; the first writes the rows, in order.
 
     draw: inputs -> samples. With a selection, which draws images one by one, each comes with the drawings
     thrown away before it.
@@ -49,9 +49,16 @@ def _draw_turn(turn: list[list[Wanted]], draw_batch: Callable[[list[Wanted]], li
         drawn = [selection.draw(draw_batch, folder, pair) for pair in own]
     else:
         drawn = [[one] for one in draw_batch([folder.drawn_as(pair) for pair in own])] if own else []
-    for batch, samples in zip(turn, distributed.gather(drawn), strict=False):
-        for pair, found in zip(batch, samples, strict=True):
-            if pair in wanted:
-                for sample in found:
-                    folder.add(sample, *pair)
-                bar.update()
+    entries = [entry for pair, samples in zip(own, drawn, strict=True) if pair in wanted
+               for entry in folder.entries(samples, *pair)]
+    for entry in entries:
+        if entry.thrown_away:
+            entry.write()
+    for found in distributed.gather([entry._replace(image=None, mask=None) for entry in entries]):
+        for entry in found:
+            folder.note(entry)
+    distributed.wait()  # for the rows
+    for entry in entries:
+        if not entry.thrown_away:
+            entry.write()
+    bar.update(sum(pair in wanted for batch in turn for pair in batch))

@@ -34,6 +34,28 @@ class Sample(NamedTuple):
     rejected: tuple[str, ...] = ()
 
 
+class Entry(NamedTuple):
+    """A drawing as it is written: its row, where its files go, and their contents, which the process that
+    drew it writes. unplaced: no mask fitted, so there is none."""
+
+    row: dict[str, Any]
+    files: Files
+    rejected: tuple[str, ...]
+    unplaced: bool
+    image: Image.Image | None
+    mask: np.ndarray | None
+
+    @property
+    def thrown_away(self) -> bool:
+        """Whether --select did not want it."""
+        return "failed" in self.row
+
+    def write(self) -> None:
+        """Write the mask, if it has one, then the image."""
+        if self.image is not None:
+            self.files.write(self.image, self.mask, 1)
+
+
 def damages_of(row: dict[str, Any]) -> list[str]:
     """The damage types of an image, in the order of their numbers in its mask."""
     return [row["class"], *(each["class"] for each in row.get(FURTHER, []))]
@@ -43,7 +65,8 @@ class SampleFolder:
     """Where the images go, and samples.jsonl, one row an image.
 
     The row is written first, then the mask, then the image, each whole or not at all. So an image with a row
-    is complete, a row without an image is still to draw, and an image without a row is someone else's.
+    is complete, a row without an image is still to draw, and an image without a row is someone else's. Where
+    --select threw a drawing away, its files come first: its row, in rejected/, alone says that it was drawn.
     settings: what all images of the folder have in common; `layout` is one of LAYOUTS. defaults: of settings
     that an older row lacks. digests: of each class's masks, and what older rows hold for the same.
     """
@@ -184,34 +207,36 @@ class SampleFolder:
             raise UserError(f"{foreign[0]}: exists and was not drawn by this command; give another --out")
         return [pair for pair in pairs if not self.files(*pair).image.exists()]
 
-    def add(self, sample: Sample, damage: str, number: int) -> None:
-        """Write one image's row, then its mask if it has one, then the image; note masks that did not fit.
-
-        What --select threw away goes to rejected/, files first: its row alone says that it was drawn.
+    def entries(self, samples: list[Sample], damage: str, number: int) -> list[Entry]:
+        """What the drawings of one image are written as: the last one, after those that --select threw away.
         """
-        self.rejected += sample.rejected
-        if sample.image is None:
-            self.left_out.append(damage)
-            return
-        files = self.files(damage, number)
+        files, found = self.files(damage, number), []
         name = self.name_of(files.image)
         inputs = {"inputs": self.digests[damage][0]} if damage in self.digests else {}
-        redraw = {"redraw": self.redraws[name]} if self.redraws[name] else {}
-        row = {"file": name, "class": damage, "number": number, **redraw, **self.settings, **inputs,
-               **sample.about}
-        values = np.array([0, *(self.mask_values.get(each, 0) for each in damages_of(row))], np.uint8)
-        mask = None if sample.mask is None else values[sample.mask]
-        if "failed" in row:
-            self.taken_out.files(row, files.image).write(sample.image, mask, 1)
-            self.taken_out.append(row)
+        for redraw, sample in enumerate(samples, self.redraws[name]):
+            row = {"file": name, "class": damage, "number": number, **({"redraw": redraw} if redraw else {}),
+                   **self.settings, **inputs, **sample.about}
+            values = np.array([0, *(self.mask_values.get(each, 0) for each in damages_of(row))], np.uint8)
+            mask = None if sample.mask is None else values[sample.mask]
+            place = self.taken_out.files(row, files.image) if "failed" in row else files
+            found.append(Entry(row, place, sample.rejected, sample.image is None, sample.image, mask))
+        return found
+
+    def note(self, entry: Entry) -> None:
+        """Append the row to its journal, unless it is there; count what --select threw away, and masks that
+        did not fit."""
+        name = entry.row["file"]
+        self.rejected += entry.rejected
+        if entry.unplaced:
+            self.left_out.append(entry.row["class"])
+        elif entry.thrown_away:
+            self.taken_out.append(entry.row)
             self.redraws[name] += 1
             self.failures[name] += 1
-            return
-        if name not in self.rows:
-            append_row(self.journal, row)
+        elif name not in self.rows:
+            append_row(self.journal, entry.row)
             sync(self.journal)
-            self.rows[name] = row
-        files.write(sample.image, mask, 1)
+            self.rows[name] = entry.row
 
     def name_of(self, file: Path) -> str:
         """A file's path below the folder, as it stands in samples.jsonl."""
