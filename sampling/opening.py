@@ -112,9 +112,12 @@ def folders_read(header: Header, *given: str | None) -> list[str]:
 def open_folder(out: Path, file: CheckpointFile, inputs: Inputs, sampling: SamplingConfig,
                 selection: Selection | None, *, lora_scale: float, precision: str,
                 loras: list[tuple[Path, float]], layout: str, read: list[str]) -> SampleFolder:
-    """The folder to write to. read: see folders_read. Raises UserError where `out` lies in one of them."""
+    """The folder to write to. read: see folders_read. Raises UserError where `out` lies in one of them, or is
+    the root of a disk."""
     header = file.header
     refuse_inside(out, read)
+    if not out.resolve().name:
+        raise UserError(f"--out {out}: the root of a disk; give a folder")
     if layout in MASKLESS and not header.strategy.takes_masks and distributed.first():
         print(f"--layout {layout}: this checkpoint draws no masks, so {MASKLESS[layout]}", file=sys.stderr)
     trained = header.config.get("view", "whole")

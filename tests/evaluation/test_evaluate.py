@@ -441,6 +441,16 @@ def test_a_file_that_is_no_evaluation_is_left_alone(bottles: Path) -> None:
     assert Path("out/metrics.json").read_text() == "[1, 2]" and len(list(Path("out").iterdir())) == 1
 
 
+def test_a_folder_that_no_evaluation_made_is_left_alone(bottles: Path) -> None:
+    own = save(Path("out/views/mine.png"), picture(0))
+    assert run(bottles / "real", bottles / "fake").failed_with("out/views", "another --out") and own.exists()
+    Path("out/views").rename("mine")
+    assert run(bottles / "real", bottles / "fake").status == 0
+    Path("out/metrics.json").unlink()  # as an evaluation that was stopped leaves it
+    stale = save(Path("out/cut_and_paste/image/gone/000.png"), picture(0))
+    assert run(bottles / "real", bottles / "fake").status == 0 and not stale.exists()
+
+
 @pytest.mark.parametrize("inside", ["real", "real/report", "fake/image/good", "link/report"])
 def test_a_report_among_the_images(bottles: Path, tmp_path: Path, inside: str) -> None:
     for side in ("real", "fake"):

@@ -163,6 +163,7 @@ def test_a_dataset_is_no_place_for_generated_images(run: Path, place: Place) -> 
     before = sorted(place.data.rglob("*"))
     for out in (place.data, place.data / "generated", place.data / "image/good"):
         assert draw(run, "--out", out).failed_with(f"--out {out}", str(place.data), "another --out")
+    assert draw(run, "--out", "/", "--layout", "mvtec").failed_with("--out /", "root of a disk")
     assert sorted(place.data.rglob("*")) == before
     make_product(Path("other"), count=1)
     make_product(Path("several/bottle"), count=1)
