@@ -64,12 +64,14 @@ def opened(path: Path) -> Iterator[Image.Image]:
 
 
 class Header(NamedTuple):
-    """(width, height) as displayed, whether a pixel has more than 8 bits, and how many images there are, of
-    which the first is read: pages of a TIFF, frames of an animation."""
+    """(width, height) as displayed, whether a pixel has more than 8 bits, how many images there are, of which
+    the first is read (pages of a TIFF, frames of an animation), and EXIF's orientation: 1 for upright, and
+    for TIFF."""
 
     size: tuple[int, int]
     deep: bool
     images: int
+    orientation: int
 
 
 def header_of(path: Path) -> Header:
@@ -84,10 +86,11 @@ def header_of(path: Path) -> Header:
                 and b"eXIf" in path.read_bytes()[-2**16:]):
             image.load()  # in a PNG, EXIF may follow the pixels
         # Formats but TIFF hold EXIF in `info`. Pillow has turned a TIFF's size; getexif would decode a PNG.
-        turned = "exif" in image.info and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        exif = image.getexif() if "exif" in image.info else {}
+        orientation = exif.get(ExifTags.Base.Orientation, 1)
         if not decoded and image.format not in ("JPEG", "MPO"):
             image.verify()
-        return Header((height, width) if turned else (width, height), deep, images)
+        return Header((height, width) if orientation >= 5 else (width, height), deep, images, orientation)
 
 
 def size_of(path: Path) -> tuple[int, int]:

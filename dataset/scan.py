@@ -28,6 +28,7 @@ class Scan:
     lost: list[str] = field(default_factory=list)
     deep: list[Path] = field(default_factory=list)  # images of 16 bits
     several: list[Path] = field(default_factory=list)  # files with more images than the first
+    turned: list[Path] = field(default_factory=list)  # images that EXIF turns otherwise than their masks
     notes: list[str] = field(default_factory=list)
 
 
@@ -140,6 +141,18 @@ def _check(image: Path, mask: Path | None, scan: Scan) -> None:
                             "make the sizes equal")
     scan.deep += [image] if headers[image].deep else []
     scan.several += [file for file, header in headers.items() if header.images > 1]
+    scan.turned += [image] if len({header.orientation for header in headers.values()}) > 1 else []
+
+
+def by_folder(files: list[Path], said: str) -> list[str]:
+    """What is said of some files, one line a folder."""
+    return [f"{folder}: {said}: " + count_and_names([file for file in files if file.parent == folder])
+            for folder in dict.fromkeys(file.parent for file in files)]
+
+
+def several_images(files: list[Path]) -> list[str]:
+    """What is said of files with several images."""
+    return by_folder(files, "of files with several images only the first is read")
 
 
 def _subfolders(folder: Path) -> dict[str, list[Path]]:
@@ -201,9 +214,9 @@ def scan_products(products: list[Product]) -> Scan:
                               f"{count_and_names(others)}")
         flat = not any(_subfolders(product.folder / name) for name in product.layout.images)
         (_scan_flat if flat else _scan_tree)(product, scan)
-    for folder in dict.fromkeys(file.parent for file in scan.several):
-        scan.lost.append(f"{folder}: of files with several images only the first is read: "
-                         + count_and_names([file for file in scan.several if file.parent == folder]))
+    scan.lost += several_images(scan.several)
+    scan.notes += by_folder(scan.turned, "EXIF turns or mirrors photos, but not their masks, which are laid "
+                                         "over the photos as they are displayed")
     try:
         scan.notes += depth_notes(scan.deep)
     except UserError as error:

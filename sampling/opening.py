@@ -12,10 +12,10 @@ from checkpoints.controlnet import ControlSettings
 from checkpoints.loading import CheckpointFile
 from checkpoints.metadata import Header
 from dataset.hub import nearest_folder
-from dataset.image_files import depth_notes
+from dataset.image_files import depth_notes, header_of
 from dataset.layouts import is_good
 from dataset.placement import JITTER
-from dataset.scan import Scan, photos_and_masks
+from dataset.scan import Scan, photos_and_masks, several_images
 from runtime import distributed
 from runtime.errors import UserError
 from runtime.files import refuse_inside, sha256
@@ -69,7 +69,8 @@ def find_photos(folder: str | None) -> list[Path]:
             f"did you mean {close}?" if close else "give one with photos of undamaged parts"))
     scan = Scan()
     photos, _ = photos_and_masks(Path(folder), scan)
-    for line in scan.lost + scan.notes + depth_notes(photos) if distributed.first() else []:
+    several = several_images([photo for photo in photos if header_of(photo).images > 1])
+    for line in scan.lost + several + scan.notes + depth_notes(photos) if distributed.first() else []:
         print(line, file=sys.stderr)
     if not photos:
         inside = f", such as {folder}/image/good" if (Path(folder) / "image" / "good").is_dir() else ""

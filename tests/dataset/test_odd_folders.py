@@ -57,7 +57,7 @@ def test_mvtecs_tree(tmp_path: Path) -> None:
     assert load(tmp_path).classes == ["bottle/crack", "bottle/good", "cable/crack", "cable/good"]
 
 
-def test_files_of_several_images(tmp_path: Path) -> None:
+def test_files_of_several_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The pages of a TIFF and the frames of an animation are not training images: that is said."""
     root = make_product(tmp_path / "part")
     pages = {"save_all": True, "append_images": [Image.fromarray(picture(1))]}
@@ -71,6 +71,21 @@ def test_files_of_several_images(tmp_path: Path) -> None:
             in found.out)
     assert "mask/dent: of files with several images only the first is read: 1 (000_mask.png)" in found.out
     assert all("several images" in line for line in load(root).notes)
+    find_photos(str(root / "image/good"))
+    assert "image/good: of files with several images only the first is read: 3" in capsys.readouterr().err
+
+
+def test_photos_that_exif_turns_and_masks_that_it_does_not(tmp_path: Path) -> None:
+    """Sizes alike, so only a person can tell whether the masks were drawn on what is displayed."""
+    root, exif = make_product(tmp_path / "part"), Image.Exif()
+    exif[0x0112] = 3
+    for number in range(2):
+        image, mask = root / f"image/dent/{number:03}.png", root / f"mask/dent/{number:03}_mask.png"
+        for file in (image, mask)[:number + 1]:
+            Image.open(file).save(file, exif=exif)
+    found = doctor(root, tmp_path)
+    assert found.status == 0 and "image/dent: EXIF turns or mirrors photos, but not their masks" in found.out
+    assert "as they are displayed: 1 (000.png)" in found.out
 
 
 def test_locos_folder_of_masks(tmp_path: Path) -> None:
