@@ -32,7 +32,7 @@ from evaluation.measures import (
 )
 from evaluation.networks import Network, NetworkConfig, WeightsMissing, load_network, pixels
 from evaluation.numbers import BEFORE, COPY, GENERATED, PASTED, RENDERED, Findings
-from evaluation.out_folder import claim
+from evaluation.out_folder import claim, refuse_mixing
 from evaluation.report import chart, table
 from evaluation.report_page import page
 from evaluation.seen_views import as_seen
@@ -44,7 +44,7 @@ from runtime.cli import flag, parse
 from runtime.device import choose_device
 from runtime.distributed import together
 from runtime.errors import UserError
-from runtime.files import refuse_inside, save_image, save_json, save_text
+from runtime.files import save_image, save_json, save_text
 from runtime.locks import locked
 
 EXAMPLE = """example:
@@ -178,7 +178,7 @@ def main() -> None:
     """The command: load both sides, measure, write the report."""
     config = parse(Config, __doc__, EXAMPLE)
     if distributed.first():  # the networks are small, so other ranks do nothing
-        refuse_inside(Path(config.out), [*config.real, config.fake])
+        refuse_mixing(Path(config.out), [*config.real, config.fake])
         with locked(Path(config.out)):
             evaluate(config)
 
@@ -205,9 +205,9 @@ def evaluate(config: Config) -> None:
     metrics = {"verdict": [sentence._asdict() for sentence in sentences], "fid": fid, **findings.as_json(),
                "classes": sets.classes, "config": asdict(config), "real": real_digest}
     charts = chart(findings, sets.classes, fid), chart(findings, sets.classes, fid, columns=1)
+    save_json(out / "metrics.json", metrics)  # first: it tells whose the others are
     save_image(out / "report.png", charts[0])
     save_text(out / "report.html", page(findings, sentences, pictures, charts, about, fid))
-    save_json(out / "metrics.json", metrics)
     if config.json:
         return print(json.dumps(metrics))
     for grade, text in sentences:

@@ -88,6 +88,7 @@ def header_of(path: Path) -> Header:
         # Formats but TIFF hold EXIF in `info`. Pillow has turned a TIFF's size; getexif would decode a PNG.
         exif = image.getexif() if "exif" in image.info else {}
         orientation = exif.get(ExifTags.Base.Orientation, 1)
+        orientation = orientation if orientation in range(1, 9) else 1  # Pillow turns by no other
         if not decoded and image.format not in ("JPEG", "MPO"):
             image.verify()
         return Header((height, width) if orientation >= 5 else (width, height), deep, images, orientation)

@@ -215,8 +215,8 @@ def scan_products(products: list[Product]) -> Scan:
         flat = not any(_subfolders(product.folder / name) for name in product.layout.images)
         (_scan_flat if flat else _scan_tree)(product, scan)
     scan.lost += several_images(scan.several)
-    scan.notes += by_folder(scan.turned, "EXIF turns or mirrors photos, but not their masks, which are laid "
-                                         "over the photos as they are displayed")
+    scan.notes += by_folder(scan.turned, "EXIF turns photos and their masks differently; both are taken as "
+                                         "they are displayed")
     try:
         scan.notes += depth_notes(scan.deep)
     except UserError as error:

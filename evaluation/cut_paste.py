@@ -20,6 +20,7 @@ from dataset.paste import View, paste
 from dataset.placement import Motion, move, place
 from dataset.views import view_of
 from evaluation.image_sets import EvaluationSets, ImageSet, shows_damage
+from evaluation.out_folder import mark
 from runtime.errors import UserError
 from runtime.files import save_image, save_rows
 from runtime.seeds import numpy_rng
@@ -67,6 +68,7 @@ def cut_and_paste(real: ImageSet, sets: EvaluationSets, out: Path, seed: int, or
     does, and leaves out the same classes.
     """
     usable, resolution = cuttable(real, sets), sets.fake_size
+    mark(out)
     made, label, rows, lost = list[Photo](), list[int](), [], 0
     todo = [(i, k) for i in usable for k in range(min(len(sets.fake.of([i])), MOST))]
     for class_id, k in tqdm(todo, desc="cut and paste", unit="image", disable=None):

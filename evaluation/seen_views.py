@@ -18,6 +18,7 @@ from dataset.image_files import read_image
 from dataset.layouts import Photo, files_of
 from dataset.padding import padded
 from evaluation.image_sets import EvaluationSets, ImageSet
+from evaluation.out_folder import mark
 from runtime.pictures import tensor_to_image
 
 
@@ -41,6 +42,7 @@ def as_seen(sets: EvaluationSets, ckpt: str | None, out: Path) -> EvaluationSets
     items = list({(photo.image, photo.mask_value): Item(**vars(photo), class_id=int(i))
                   for photo, i in zip(every.photos, every.label, strict=True)}.values())
     dataset = DefectDataset(items, sets.classes, config, header.resolution)
+    mark(out)
     seen: dict[tuple[Path, int | None], Photo] = {}
     for number, item in enumerate(tqdm(items, desc="views", unit="image", disable=None)):
         example, mask = dataset.example(number, epoch=0), None

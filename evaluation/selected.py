@@ -15,12 +15,13 @@ from evaluation.image_sets import EvaluationSets, ImageSet
 from evaluation.networks import Network
 from evaluation.numbers import BEFORE, Findings
 from runtime.errors import UserError
-from runtime.files import read_rows
+from runtime.files import below_here, read_rows
 
 
 def thrown_away(fake: Path) -> tuple[Path, list[dict[str, Any]]]:
     """The folder of the images that were drawn and are not in `fake`, and their rows."""
-    places = fake / REJECTED, fake.with_name(f"{fake.name}-{REJECTED}")  # the second in MVTec AD's layout
+    whole = fake.resolve()  # the second place is MVTec AD's layout
+    places = fake / REJECTED, Path(below_here(whole.with_name(f"{whole.name}-{REJECTED}")))
     found = [(place, rows) for place in places if (rows := read_rows(place / JOURNAL))]
     return found[0] if found else (places[0], [])
 

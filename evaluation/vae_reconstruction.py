@@ -18,6 +18,7 @@ from dataset.layouts import Photo, files_of
 from evaluation.features import read_mask_square, read_square
 from evaluation.image_sets import EvaluationSets
 from evaluation.numbers import RENDERED, Findings
+from evaluation.out_folder import mark
 from runtime.errors import UserError
 from runtime.pictures import tensor_to_image
 from sd.pretrained.weights import load_vae
@@ -61,6 +62,7 @@ def through_vae(sets: EvaluationSets, base: str, size: int, device: torch.device
     layout under `out`. Raises UserError where the VAE cannot be loaded.
     """
     vae, size, reconstructions = load_vae(base, device=device, dtype=torch.float32), max(8, size // 8 * 8), {}
+    mark(out)
     real = sets.everything
     bar = tqdm(real.photos, desc="through the VAE", unit="image", disable=None)
     for number, (photo, class_id) in enumerate(zip(bar, real.label, strict=True)):

@@ -41,7 +41,7 @@ def rank() -> int:
 
 
 def first() -> bool:
-    """Whether this is rank 0, which writes files and prints."""
+    """Whether this is rank 0, which prints, and writes all files but the images that others drew."""
     return rank() == 0
 
 

@@ -39,6 +39,7 @@ def draw_all(batches: list[list[Wanted]], inputs: Inputs, draw: Callable[[list[I
     with tqdm(total=len(wanted), unit="image", disable=None if distributed.first() else True) as bar:
         for start in range(0, len(batches), distributed.count()):
             _draw_turn(batches[start:start + distributed.count()], draw_batch, folder, wanted, bar, selection)
+    distributed.wait()  # for the others' images: the first describes them all, and lets go of the folder
 
 
 def _draw_turn(turn: list[list[Wanted]], draw_batch: Callable[[list[Wanted]], list[Sample]],

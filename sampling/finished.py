@@ -1,5 +1,5 @@
 """What a sample folder gets in the end: contact sheet, gallery.html and annotations.json; and what is said of
-of masks that found no place."""
+masks that found no place."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _annotate(folder: SampleFolder) -> None:
         values = read_mask(mask) if mask.exists() else np.zeros((1, 1), np.uint8)
         regions = {name: values == folder.mask_values.get(name) for name in damages_of(row)}
         pictures.append(Annotated(folder.name_of(file), size_of(file), row["class"], regions))
-    save_rows(folder.folder / "annotations.json", [coco_dataset(pictures)])
+    save_rows(folder.annotations, [coco_dataset(pictures)])
 
 
 def _report_unplaced(folder: SampleFolder) -> None:

@@ -70,7 +70,7 @@ def read_list(file: Path) -> dict[str, int]:
     <redraw> may be left out: 0, the first drawing. Raises UserError where the list cannot be read.
     """
     try:
-        lines = file.read_text("utf-8").splitlines()
+        lines = file.read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not text"
         raise UserError(f"--reject {file}: cannot be read ({reason}); give the list that gallery.html saves"
@@ -80,7 +80,7 @@ def read_list(file: Path) -> dict[str, int]:
         name, _, redraw = line.strip().rpartition(" ")
         if not redraw:
             continue
-        if not redraw.isdigit() or not name:
+        if not redraw.isdecimal() or not name:
             name, redraw = line.strip(), "0"
         if len(redraw) > 6:
             raise UserError(f"--reject {file}: line {number}: {redraw} is no number of a drawing")

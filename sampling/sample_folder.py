@@ -142,6 +142,11 @@ class SampleFolder:
         """The page with every image. Its links are relative to the folder."""
         return self.folder / "gallery.html"
 
+    @property
+    def annotations(self) -> Path:
+        """What --layout coco writes beside the images."""
+        return self.folder / "annotations.json"
+
     def drawn_as(self, pair: Wanted) -> Wanted:
         """The class and number that an image is drawn by: others after each time that it was rejected."""
         damage, number = pair
@@ -202,7 +207,8 @@ class SampleFolder:
         files = [self.files(*pair).image for pair in pairs]
         foreign = [file for file in files if file.exists() and self.name_of(file) not in self.rows]
         if not self.journal.exists() and not self.taken_out.journal.exists():
-            foreign = [file for file in (self.grid, self.gallery) if file.exists()] + foreign
+            more = [self.annotations] if self.settings["layout"] == "coco" else []
+            foreign = [file for file in (self.grid, self.gallery, *more) if file.exists()] + foreign
         if foreign:
             raise UserError(f"{foreign[0]}: exists and was not drawn by this command; give another --out")
         return [pair for pair in pairs if not self.files(*pair).image.exists()]

@@ -84,7 +84,7 @@ def test_photos_that_exif_turns_and_masks_that_it_does_not(tmp_path: Path) -> No
         for file in (image, mask)[:number + 1]:
             Image.open(file).save(file, exif=exif)
     found = doctor(root, tmp_path)
-    assert found.status == 0 and "image/dent: EXIF turns or mirrors photos, but not their masks" in found.out
+    assert found.status == 0 and "image/dent: EXIF turns photos and their masks differently" in found.out
     assert "as they are displayed: 1 (000.png)" in found.out
 
 
