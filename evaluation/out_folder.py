@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from dataset.image_files import visible
 from evaluation.image_sets import ImageSet
 from runtime.errors import UserError
 from runtime.files import refuse_inside, save_text, sha256
@@ -37,7 +38,7 @@ def claim(out: Path, real: ImageSet, names: list[str]) -> str:
     hashes = sorted(sha256(photo.image) for photo in real.photos)
     digest = hashlib.sha256("".join(hashes).encode()).hexdigest()
     file = out / "metrics.json"
-    foreign = [out / name for name in MADE if (out / name).exists() and not (out / name / MARK).exists()]
+    foreign = [out / name for name in MADE if _foreign(out / name)]
     try:
         before = json.loads(file.read_text("utf-8"))
         known, earlier = before.get("real", digest), " ".join(before["config"]["real"])
@@ -52,9 +53,19 @@ def claim(out: Path, real: ImageSet, names: list[str]) -> str:
     if foreign:
         raise UserError(f"{foreign[0]}: exists, and nothing tells that evaluate.py made it; give another "
                         "--out, or delete it")
-    for name in MADE:
-        shutil.rmtree(out / name, ignore_errors=True)
+    for folder in (out / name for name in MADE):
+        for child in sorted(folder.glob("*"), key=lambda child: child.name == MARK):  # it last: kills happen
+            shutil.rmtree(child, ignore_errors=True)
+            if child.is_file():
+                child.unlink()
+        shutil.rmtree(folder, ignore_errors=True)
     return digest
+
+
+def _foreign(folder: Path) -> bool:
+    """Whether someone else made it. An evaluation that was killed may leave an empty one without a mark."""
+    made = (folder / MARK).exists() or folder.is_dir() and not visible(folder)
+    return folder.exists() and not made
 
 
 def mark(folder: Path) -> None:
