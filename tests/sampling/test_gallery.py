@@ -15,7 +15,7 @@ from runs import train_lora
 
 import evaluate
 import sample
-from sampling.rejected import MOST
+from sampling.rejected import MOST, read_list
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
@@ -219,3 +219,10 @@ def test_ticks_filters_and_the_saved_list_in_a_browser(run: Path, tmp_path: Path
     scores = {image["file"]: image["scores"]["distance"]
               for image in shown(Path("generated/gallery.html"))["images"]}
     assert [scores[name] for name in told["sorted"]] == sorted(scores.values(), reverse=True)
+
+
+def test_lists_written_by_hand(tmp_path: Path) -> None:
+    """With the mark that some editors put first, and with what only looks like a number."""
+    listed = tmp_path / "rejected.txt"
+    listed.write_bytes("\ufeffgood/000.png 2\ngood/001.png\ngood/002.png \u00b2\n".encode())
+    assert read_list(listed) == {"good/000.png": 2, "good/001.png": 0, "good/002.png \u00b2": 0}
