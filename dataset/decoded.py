@@ -47,9 +47,10 @@ class DecodedPhotos:
     def __call__(self, index: int) -> Pixels:
         if index in self._kept:
             return self._kept[index]
-        if self._last and index == self._last[0]:
-            return self._last[1]
-        self._last = None  # let it go before another is in memory
+        last = self._last  # read once, because another thread may replace it
+        if last and index == last[0]:
+            return last[1]
+        last = self._last = None  # let it go before another is in memory
         image = read_image(self.items[index].image)
         region = self._region(self.items[index]) if self.wanted(index) else None
         shown = max(image.shape[:2]) if self.pads else min(image.shape[:2])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import signal
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -73,3 +75,16 @@ def load_batches(examples: Examples, keys: Iterable[list[tuple[int, int]]], work
     """One batch for each list of (epoch, item) pairs."""
     return iter(torch.utils.data.DataLoader(_Keyed(examples), batch_sampler=keys, num_workers=workers,
                                             worker_init_fn=_leave_signals_to_the_trainer))
+
+
+def ahead(batches: Iterator[Batch], count: int = 2) -> Iterator[Batch]:
+    """The same batches, of which a thread prepares the next `count` while one is used.
+
+    A GPU then waits for the augmentation only where that is slower. A thread, because a process hands its
+    images over in /dev/shm, of which a Docker container has 64 MB.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        asked = deque(thread.submit(next, batches, None) for _ in range(count))
+        while (batch := asked.popleft().result()) is not None:
+            asked.append(thread.submit(next, batches, None))
+            yield batch

@@ -80,8 +80,8 @@ class RunConfig(DataConfig, NetworkConfig):
                             bare="here", common=True)
     json: bool = flag(False, "print the --plan as one JSON object", group="speed")
     device: str = flag("auto", "auto, cpu, cuda, cuda:1, ..", group="speed")
-    workers: int = flag(0, "processes that load data during training", group="speed", minimum=0,
-                        maximum=256)
+    workers: int = flag(0, "processes that prepare images; 0: a thread, two batches ahead", group="speed",
+                        minimum=0, maximum=256)
 
     def __post_init__(self) -> None:
         """Raises UserError for flags that contradict each other."""

@@ -31,7 +31,7 @@ from runtime.errors import UserError
 from runtime.files import remove_leftovers
 from runtime.tensor_files import read_own, save_tensors
 from sd.vae import VAE
-from training.batches import Batch, EpochOrder, load_batches
+from training.batches import Batch, EpochOrder, ahead, load_batches
 from training.config import RunConfig
 
 Encode = Callable[[Batch], dict[str, Tensor]]
@@ -115,7 +115,8 @@ class Latents:
         """Batches of the images and masks themselves."""
         if self.workers:
             self.dataset.preload()
-        return load_batches(self.dataset, keys, self.workers)
+            return load_batches(self.dataset, keys, self.workers)
+        return ahead(load_batches(self.dataset, keys, 0))
 
     def encoded(self, batch: Batch) -> Batch:
         """class_id and the encoded tensors, on the VAE's device."""
