@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from dataset.augmentation import ORIENTATIONS
-from dataset.layouts import Photo
+from dataset.layouts import Photo, product_root
 from evaluation.caveats import caveats
 from evaluation.clip import load_clip
 from evaluation.cut_paste import cut_and_paste
@@ -186,6 +186,7 @@ def main() -> None:
 def evaluate(config: Config) -> None:
     """Measure and write the reports."""
     device, out, findings = choose_device(config.device), Path(config.out), Findings()
+    config.fake = str(product_root(config.fake))  # where samples.jsonl is
     sets = load_sets(config.real, config.fake, config.classes, config.ckpt, config.skip_unreadable)
     real_digest = claim(out, sets.real, config.real)
     sets = as_seen(with_before(sets, Path(config.fake), findings), config.ckpt, out / "views")

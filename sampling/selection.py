@@ -8,6 +8,7 @@ not even in rounding: near a threshold, that would choose another drawing.
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from collections import Counter
@@ -45,6 +46,14 @@ OFF, TRIES = "off", 4
 SETTINGS = {"select": OFF, "selector": ""}  # of folders without
 
 
+def _own(thresholds: Path) -> bool:
+    """Whether --select wrote the file. A run stopped before its first image leaves nothing else."""
+    try:
+        return "selector" in json.loads(thresholds.read_bytes())
+    except (OSError, ValueError, TypeError):
+        return False
+
+
 @dataclass
 class Selection:
     """level: a key of LEVELS; tries: drawings an image, at most; dataset: the real photos."""
@@ -64,9 +73,15 @@ class Selection:
         return {"select": self.level, "selector": f"{self.network.name} {self.network.digest} {photos}"}
 
     def calibrate(self, vae: VAE, folder: SampleFolder) -> None:
-        """Score the real photos; note the thresholds in selection.json, and what has none on stderr."""
+        """Score the real photos; note the thresholds in selection.json, and what has none on stderr.
+
+        Raises UserError where that file is someone else's.
+        """
         from sampling.scores import fit_scorer  # with networks, which are rarely needed
 
+        thresholds = folder.folder / "selection.json"
+        if thresholds.exists() and not _own(thresholds):
+            raise UserError(f"{thresholds}: exists and is not of --select; give another --out")
         label = np.array([item.class_id for item in self.dataset.items])
         masks = self.header.strategy.takes_masks
         cropped = {name: masks and not is_good(name) for name in self.header.classes}
@@ -77,7 +92,7 @@ class Selection:
         if distributed.first():
             for key, why in self.scorer.missing.items():
                 print(f"--select {self.level}: not by {key}: {why}", file=sys.stderr)
-            save_json(folder.folder / "selection.json", {
+            save_json(thresholds, {
                 **self.settings, "network": self.network.about, "photos": len(label),
                 "share": LEVELS[self.level], "bounds": self.scorer.bounds, "missing": self.scorer.missing})
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,6 +18,8 @@ from torch import Tensor
 
 from dataset.augmentation import square_box
 from dataset.image_files import read_image
+from dataset.layouts import find_products
+from dataset.scan import scan_products
 from evaluation.features import resize
 from evaluation.metrics import frechet
 from evaluation.networks import LITE, Network, load_network
@@ -33,7 +34,7 @@ from tiny.vae_loss import StageFeatures, compare
 
 SIZE = 128
 EXAMPLE = """example:
-  python -m tiny.measure_vae DS-MVTec/bottle/image --base tiny/work --sheet vae_photos.png
+  python -m tiny.measure_vae DS-MVTec/bottle --base tiny/work --sheet vae_photos.png
 """
 
 
@@ -41,18 +42,19 @@ EXAMPLE = """example:
 class Config:
     """The command line of tiny/measure_vae.py."""
 
-    folder: str = flag(..., "photos, in any folders below it", positional=True, group="what")
+    folder: str = flag(..., "photos, in any layout that --data reads; masks are left out", positional=True,
+                       group="what")
     base: str = flag("tiny", "base whose VAE is measured", group="what")
     count: int = flag(27, "photos, evenly spread over the sorted names", group="what", minimum=2)
     sheet: str | None = flag(None, "write photos before and after, at 4 times their size", group="what")
 
 
-def read_photos(folder: Path, count: int) -> Tensor:
-    """`count` photos below `folder`, as squares (count, 3, SIZE, SIZE) in [-1, 1].
+def read_photos(folder: str, count: int) -> Tensor:
+    """`count` photos of the dataset `folder`, as squares (count, 3, SIZE, SIZE) in [-1, 1].
 
     Raises UserError if there are fewer.
     """
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in (".png", ".jpg", ".jpeg"))
+    files = sorted({photo.image for photo in scan_products(find_products([folder])).photos})
     if len(files) < count:
         raise UserError(f"{folder}: {len(files)} photos, and --count is {count}")
     squares = []
@@ -81,7 +83,7 @@ def vectors(network: Network, image: Tensor, mirrored: bool) -> np.ndarray:
 def main() -> None:
     """The command."""
     config = parse(Config, __doc__, EXAMPLE, program="-m tiny.measure_vae")
-    image = read_photos(Path(config.folder), config.count)
+    image = read_photos(config.folder, config.count)
     back = round_trip(load_vae(config.base, device="cpu", dtype=torch.float32), image)
     network, features = load_network(LITE, None, torch.device("cpu")), StageFeatures()
     reference = vectors(network, image, mirrored=True)

@@ -268,7 +268,8 @@ def test_a_checkpoint_that_did_not_draw_these(bottles: Path, tmp_path: Path) -> 
     ckpt = checkpoint(tmp_path / "adapter.safetensors", bottles / "real", 4)
     fake = Path(shutil.copytree(bottles / "fake", "fake"))
     (fake / "samples.jsonl").write_text(json.dumps({"file": "x", "checkpoint": "0" * 64}) + "\n")
-    assert run(bottles / "real", fake, "--ckpt", ckpt).failed_with("--ckpt", "another checkpoint")
+    for folder in (fake, fake / "image"):
+        assert run(bottles / "real", folder, "--ckpt", ckpt).failed_with("--ckpt", "another checkpoint")
     (fake / "samples.jsonl").write_text(json.dumps({"file": "x", "checkpoint": sha256(ckpt)}) + "\n")
     assert run(bottles / "real", fake, "--ckpt", ckpt, "--classes", "good").status == 0
 

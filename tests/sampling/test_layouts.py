@@ -75,6 +75,13 @@ def test_pycocotools_and_torchvision_read_it(inpaint_run: Path, photos: Path) ->
         assert (union == (mask if mask is not None and "good" not in name else 0)).all()
 
 
+def test_annotations_of_someone_else_stay(inpaint_run: Path, photos: Path) -> None:
+    Path("generated").mkdir()
+    Path("generated/annotations.json").write_text("{}")
+    assert paint(inpaint_run, photos, "--layout", "coco").failed_with("generated/annotations.json", "--out")
+    assert Path("generated/annotations.json").read_text() == "{}" and not Path("generated/image").exists()
+
+
 def python_block(naming: str) -> str:
     """The Python of docs/integrations.md that names a class."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/integrations.md").read_text(), re.S)

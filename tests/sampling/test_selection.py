@@ -124,6 +124,16 @@ def test_too_few_photos_are_said(run: Path, place: Place, tmp_path: Path, monkey
     assert not Path("out/image").exists()
 
 
+@pytest.mark.parametrize("content", ["someone's notes", "[1]", '{"notes": 1}'])
+def test_a_file_in_the_way_of_the_thresholds(content: str, run: Path, tmp_path: Path,
+                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("out").mkdir()
+    Path("out/selection.json").write_text(content)
+    assert draw(run, *STRICT).failed_with("out/selection.json", "--out")
+    assert Path("out/selection.json").read_text() == content and not Path("out/image").exists()
+
+
 def test_a_copy_is_seen_in_any_orientation() -> None:
     names = ["broken_large", "good"]
     pictures = [Picture(draw_bottle(name, seed, 64)[0]) for name in names for seed in range(10)]

@@ -192,11 +192,15 @@ def test_fine_structure_is_fine(name: str) -> None:
 def test_a_vae_is_measured_on_photos(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
                                      monkeypatch: pytest.MonkeyPatch) -> None:
     for index in range(3):
-        (tmp_path / f"{index % 2}").mkdir(exist_ok=True)
-        Image.fromarray(photos.picture(index, False)).save(tmp_path / f"{index % 2}" / f"{index}.png")
-    sheet = tmp_path / "sheet" / "vae.png"
-    sheet.parent.mkdir()
-    monkeypatch.setattr(sys, "argv", ["measure_vae", str(tmp_path), "--base", str(trained), "--count", "3",
+        file = tmp_path / "bottle" / "image" / f"{index % 2}" / f"{index}.png"
+        mask = tmp_path / "bottle" / "mask" / f"{index % 2}" / f"{index}_mask.png"
+        white = np.full((128, 128), 255, np.uint8)
+        for each, pixels in ((file, photos.picture(index, False)), (mask, white)):
+            each.parent.mkdir(exist_ok=True, parents=True)
+            Image.fromarray(pixels).save(each)
+    sheet = tmp_path / "vae.png"
+    bottle = str(tmp_path / "bottle")
+    monkeypatch.setattr(sys, "argv", ["measure_vae", bottle, "--base", str(trained), "--count", "3",
                                       "--sheet", str(sheet)])
     measure_vae.main()
     title, *rows = capsys.readouterr().out.splitlines()
@@ -206,6 +210,6 @@ def test_a_vae_is_measured_on_photos(trained: Path, tmp_path: Path, capsys: pyte
     assert found["96 px"]["psnr"] > found["64 px"]["psnr"] > found["vae"]["psnr"]
     assert found["96 px"]["perceptual"] < found["64 px"]["perceptual"]
     assert Image.open(sheet).size == (2 * 512, 3 * 512)
-    monkeypatch.setattr(sys, "argv", ["measure_vae", str(tmp_path), "--count", "9"])
-    with pytest.raises(UserError, match="--count"):
+    monkeypatch.setattr(sys, "argv", ["measure_vae", bottle, "--count", "4"])  # masks are no photos
+    with pytest.raises(UserError, match="3 photos, and --count is 4"):
         measure_vae.main()
