@@ -116,7 +116,7 @@ def _fitting(config: RunConfig, step: Step, card: Card) -> tuple[Footprint, str]
     levels = [config.checkpointing] if config.checkpointing != "auto" else ["none", "lean", "full"]
     for level in levels if config.fast else [level for level in levels if level != "lean"]:
         counted = footprint(config, step, checkpointing=level)
-        if card.cpu and config.fast and level == "none":
+        if card.cpu and config.fast and not config.compile and level == "none":
             counted = counted._replace(weights=counted.weights + counted.packed,
                                        peak=counted.peak + counted.packed)
         if counted.peak / 2**30 + ASSUMED <= card.memory:

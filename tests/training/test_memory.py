@@ -152,10 +152,15 @@ def test_a_plan_for_this_machine_fetches_nothing(place: Place, monkeypatch: pyte
     monkeypatch.setattr(plan, "shapes", lambda base, part: UNET if part is plan.UNET else AUTOENCODER)
     monkeypatch.setattr(plan, "matmul_rate", lambda device, dtype: 0.5)
     monkeypatch.setattr(plan, "copy_rate", lambda device: 8)
-    outcome = command(train_class.main, "--data", "DS-MVTec/bottle", "--base", "someone/something", "--plan",
-                      "--device", "cpu")
+    flags = ("--data", "DS-MVTec/bottle", "--base", "someone/something", "--plan", "--device", "cpu")
+    outcome = command(train_class.main, *flags)
     assert outcome.status == 0 and "83 images are assumed" in outcome.err
     assert "5250 steps" in outcome.out and "0.5 TFLOP/s or 8 GB/s (measured" in outcome.out
+    packed = footprint.Footprint(0, 2**31, 0, 0, 1e9, 1e9, 1e9)
+    monkeypatch.setattr(plan, "footprint", lambda *_, **how: packed)
+    for more, gib in ((), 2), (("--compile",), 0):  # compiled blocks keep no packed weights
+        found = command(train_class.main, *flags, "--json", "--checkpointing", "none", *more).out
+        assert json.loads(found)["gib"]["weights"] == gib
 
 
 def test_the_plan_recomputes_only_where_it_must(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
