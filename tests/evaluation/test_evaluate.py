@@ -208,9 +208,12 @@ def test_a_checkpoint_tells_what_was_held_out(bottles: Path, tmp_path: Path) -> 
     assert numbers("copy of training")["n"]["value"] == 24
 
 
-def test_through_the_vae(bottles: Path, tmp_path: Path) -> None:
+def test_through_the_vae(tmp_path: Path) -> None:
     """The training images after a pass through the base's VAE are a row, and classifiers learn from such."""
-    assert run(bottles / "real", bottles / "fake", "--base", "tiny").status == 0
+    real, fake = tmp_path / "real", tmp_path / "fake"
+    write_demo(real, 6, 0, size=128)  # the size that tiny's VAE is for
+    write_demo(fake, 4, 1, size=128)
+    assert run(real, fake, "--base", "tiny").status == 0
     drawn, pasted = numbers("through the VAE"), numbers("cut and paste")
     assert drawn["n"]["value"] == drawn["dca"]["n"] == 24 and "dca_ratio" not in drawn
     assert numbers("generated")["dca"]["n"] == 16 and "dca" not in pasted
@@ -219,17 +222,17 @@ def test_through_the_vae(bottles: Path, tmp_path: Path) -> None:
     assert numbers("through the VAE", "broken_large")["crop_fid"]["value"] > 0
     pictures = sorted(Path("out/through_vae/image").rglob("*.png"))
     assert len(pictures) == 24 and len(list(Path("out/through_vae/mask").rglob("*_mask.png"))) == 18
-    real = torch.from_numpy(np.array(Image.open(bottles / "real/image/good/000.png"))).permute(2, 0, 1)
+    photo = torch.from_numpy(np.array(Image.open(real / "image/good/000.png"))).permute(2, 0, 1)
     vae = load_vae("tiny", device="cpu", dtype=torch.float32)
-    expected = np.asarray(vae_reconstruction.redrawn(vae, real / 127.5 - 1), int)
+    expected = np.asarray(vae_reconstruction.redrawn(vae, photo / 127.5 - 1), int)
     assert min(np.abs(np.asarray(Image.open(path), int) - expected).max() for path in pictures) <= 1
 
-    ckpt = checkpoint(tmp_path / "adapter.safetensors", bottles / "real", 4)
-    assert run(bottles / "real", bottles / "fake", "--ckpt", ckpt, "--base", "tiny", "--classes", "good",
+    ckpt = checkpoint(tmp_path / "adapter.safetensors", real, 4)
+    assert run(real, fake, "--ckpt", ckpt, "--base", "tiny", "--classes", "good",
                "broken_small").status == 0
     drawn = numbers("through the VAE")
     assert drawn["n"]["value"] == drawn["dca"]["n"] == 8
-    assert run(bottles / "real", bottles / "fake", "--base", "x").failed_with("--base x", "no such file")
+    assert run(real, fake, "--base", "x").failed_with("--base x", "no such file")
 
 
 def test_the_vae_draws_at_the_models_size(bottles: Path, tmp_path: Path) -> None:
