@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from dataset.image_files import read_image
-from dataset.layouts import GOOD, Photo
+from dataset.layouts import Photo, is_good
 from dataset.placement import move, place
 from dataset.views import view_of
 from runtime.files import save_image
@@ -24,7 +24,7 @@ def placement_sheet(photos: list[Photo], path: Path) -> tuple[int, int] | None:
     good: dict[str, list[Photo]] = {}
     damaged: dict[tuple[str, str], list[Photo]] = {}
     for photo in photos:
-        if photo.damage == GOOD:
+        if is_good(photo.damage):
             good.setdefault(photo.product, []).append(photo)
         elif photo.mask is not None:
             damaged.setdefault((photo.product, photo.damage), []).append(photo)

@@ -127,6 +127,13 @@ def test_demo_is_sound_data(tmp_path: Path) -> None:
     assert dataset.classes == ["broken_large", "broken_small", "contamination", "good"] and len(dataset) == 4
 
 
+def test_masks_are_placed_on_photos_called_Good(tmp_path: Path) -> None:
+    assert run("demo", tmp_path / "demo", "--per-class", 2).status == 0
+    (tmp_path / "demo/image/good").rename(tmp_path / "demo/image/Good")
+    outcome = run("doctor", tmp_path / "demo", "--out", tmp_path / "sheet.png")
+    assert "masks that find a place" in outcome.out and (tmp_path / "sheet-placement.png").exists()
+
+
 def test_doctor_names_damage_of_one_image_and_products_without_good(tmp_path: Path) -> None:
     make_product(tmp_path / "part", damages=("crack", "dent"), count=1)
     result = run("doctor", "part", "--resolution", "64")
