@@ -182,6 +182,7 @@ def _other_programs(about: dict[str, Any], place: Place) -> list[str]:
 
 def _numbers(file: Path) -> str:
     """evaluate.py's numbers over all damage types, one column a set of images, with 95 % intervals."""
+    file = file / "metrics.json" if file.is_dir() else file
     try:
         metrics = json.loads(file.read_text(encoding="utf-8"))
         found = {row: groups["all"] for row, groups in metrics["numbers"].items() if "all" in groups}

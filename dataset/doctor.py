@@ -156,19 +156,24 @@ def _sheet(classes: dict[str, list[Look]], path: Path) -> None:
     labels = [f"{name.replace('/', '/' + chr(10))}\n{len(looks)} images" for name, looks in classes.items()]
     masked = any(look.mask.pixels for looks in classes.values() for look in looks)
     title = "Masks outlined; the smallest damage of each class first" if masked else "No masks"
-    files.save_image(path, pictures.grid([[look.thumbnail for look in row] for row in rows], labels, title))
+    shown = [[look.thumbnail for look in row] for row in rows]
+    pictures.save_sheet(path, pictures.grid(shown, labels, title))
 
 
 def report(names: list[str], resolution: int, out: Path, as_json: bool = False) -> int:
     """Print the findings about the datasets `names`, as text or JSON, and write the contact sheet `out`.
 
-    Returns the exit status, 1 for problems. Raises UserError where `out` is a folder or lies among photos.
+    Returns the exit status, 1 for problems. Raises UserError where `out` or its second sheet is no picture of
+    an earlier doctor, or lies among photos.
     """
     products = find_products(names)
     files.refuse_inside(out, [str(product.folder / name) for product in products
                               for name in (*product.layout.images, product.layout.masks)])
     if out.is_dir():
         raise UserError(f"--out {out}: a folder; name the picture too, such as {out / 'doctor.png'}")
+    placements = out.with_stem(f"{out.stem}-placement")
+    for sheet in (out, placements):
+        pictures.refuse_foreign(sheet)
     scan = scan_products(products)
     problems, looks = scan.problems + scan.lost, []
     if sys.stderr.isatty():
@@ -181,7 +186,7 @@ def report(names: list[str], resolution: int, out: Path, as_json: bool = False) 
     classes: dict[str, list[Look]] = {}
     for look in sorted(looks, key=lambda look: (look.photo.product, look.photo.damage)):
         classes.setdefault(f"{look.photo.product}/{look.photo.damage}", []).append(look)
-    masks, placed, placements = [look.mask for look in looks], None, out.with_stem(f"{out.stem}-placement")
+    masks, placed = [look.mask for look in looks], None
     if looks:
         problems += (mask_findings(masks) + _missing_masks([look.photo for look in looks])
                      + duplicates([look.fingerprint for look in looks]))

@@ -182,6 +182,8 @@ def find_products(names: list[str]) -> list[Product]:
         root = product_root(name)
         folders = product_folders(root) or plain_folders(root)
         if not folders:
+            if inside := next((place for place in root.resolve().parents if layout_of(place)), None):
+                raise UserError(f"{name}: a folder inside of the product {inside}; give that")
             raise UserError(f"{name}: no image/ folder in it; expected {name}/image/<damage>/NNN.png, "
                             f"{name}/test/<damage>/NNN.png as in MVTec AD, or {name}/<damage>/NNN.png")
         unread = _unread(root, folders)

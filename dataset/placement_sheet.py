@@ -11,8 +11,7 @@ from dataset.image_files import read_image
 from dataset.layouts import Photo, is_good
 from dataset.placement import move, place
 from dataset.views import view_of
-from runtime.files import save_image
-from runtime.pictures import grid, outline
+from runtime.pictures import grid, outline, save_sheet
 from runtime.seeds import numpy_rng
 
 COLUMNS, SIDE = 6, 192  # masks a class, and the side of their pictures
@@ -39,7 +38,7 @@ def placement_sheet(photos: list[Photo], path: Path) -> tuple[int, int] | None:
             labels.append(f"{product}/\n{damage}")
     if not rows:
         return (0, tried) if tried else None
-    save_image(path, grid(rows, labels, "Masks where they would be painted on undamaged photos"))
+    save_sheet(path, grid(rows, labels, "Masks where they would be painted on undamaged photos"))
     return sum(map(len, rows)), tried
 
 

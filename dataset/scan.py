@@ -37,7 +37,7 @@ def nfc(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def _stem(path: Path) -> str:
+def pair_name(path: Path) -> str:
     """What an image and its mask are both called."""
     return nfc(re.sub("_mask$", "", path.name if path.is_dir() else path.stem, flags=re.IGNORECASE))
 
@@ -71,10 +71,10 @@ def photos_and_masks(folder: Path, scan: Scan) -> tuple[list[Path], list[Path]]:
     pictures = pictures_in(folder, scan)
     groups: dict[str, list[Path]] = {}
     for picture in pictures:
-        groups.setdefault(_stem(picture), []).append(picture)
+        groups.setdefault(pair_name(picture), []).append(picture)
     masks: list[Path] = []
     for group in (group for group in groups.values() if len(group) > 1):
-        found = [file for file in group if _stem(file) != nfc(file.stem)]
+        found = [file for file in group if pair_name(file) != nfc(file.stem)]
         if not found:
             like = {file: likeness(file) for file in group}
             found = [file for file in group if 0 < like[file] == max(like.values())]
@@ -93,7 +93,7 @@ def _by_stem(masks: list[Path], scan: Scan) -> dict[str, Path]:
     """Masks by what their image is called."""
     found: dict[str, Path] = {}
     for path in masks:
-        stem = _stem(path)
+        stem = pair_name(path)
         if stem in found:
             scan.problems.append(f"{path}: a second mask, beside {found[stem].name}; remove one of them, or "
                                  f"move both into a folder {stem}/, whose masks are joined")

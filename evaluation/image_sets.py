@@ -133,6 +133,10 @@ def _check_products(real: list[Photo], fake: list[Photo], folder: str) -> None:
 def load_sets(real: list[str], fake: str, wanted: list[str], ckpt: str | None, skip: bool) -> EvaluationSets:
     """Find and check everything. Raises UserError for a class or product that is missing on one side."""
     real_photos, fake_photos = load_photos(real, skip), load_photos([fake], skip)
+    there, drawn = ({photo.image.resolve() for photo in photos} for photos in (real_photos, fake_photos))
+    if both := there & drawn:
+        print(f"--fake {fake}: {len(both)} of its images are images of --real too, and are compared with "
+              f"themselves ({min(both)})", file=sys.stderr)
     _check_products(real_photos, fake_photos, fake)
     several = len({photo.product for photo in real_photos}) > 1
     real_by_class, fake_by_class = group_by_class(real_photos, several), group_by_class(fake_photos, several)

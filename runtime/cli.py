@@ -141,12 +141,14 @@ def _add(group: Any, field: dataclasses.Field, annotation: Any, shown: bool) -> 
 
 
 def parse(cls: type[T], description: str, epilog: str = "", argv: list[str] | None = None,
-          program: str | None = None, row: Callable[[dict[str, Any]], dict[str, Any]] | None = None) -> T:
+          program: str | None = None,
+          row: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]] | None = None) -> T:
     """Fill `cls`, a dataclass of `flag` fields, from `argv` (default: the process's own arguments).
 
-    program: the text after "python" in the usage (default: the script's name). row: given values -> values
-    that replace defaults. A field whose default is `...` is required. A wrong value on the command line ends
-    the process with one line and exit status 2. Raises UserError for one in the file of --config.
+    program: the text after "python" in the usage (default: the script's name). row: the values of --config
+    and those of the command line -> those to use; what it leaves out has its default. A field whose default
+    is `...` is required. A wrong value on the command line ends the process with one line and exit status 2.
+    Raises UserError for one in the file of --config.
     """
     page: dict[str, Any] = {"prog": program, "description": description, "epilog": epilog}
     parser = _parser(cls, page, everything=False)
@@ -155,12 +157,13 @@ def parse(cls: type[T], description: str, epilog: str = "", argv: list[str] | No
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{_meant(cls, unknown)}")
     file = values.pop("config", None)
-    given = (flags_in(file, cls) if file else {}) | values
+    filed = flags_in(file, cls) if file else {}
+    given = filed | values
     missing = [_name(field) for field in dataclasses.fields(cls)  # type: ignore[arg-type]
                if default_of(field) is ... and field.name not in given]
     if missing:
         parser.error(f"the following arguments are required: {', '.join(missing)}")
-    return cls(**(row(given) if row else {}) | given)
+    return cls(**(row(filed, values) if row else given))
 
 
 def _parser(cls: type, page: dict[str, Any], *, everything: bool) -> _Parser:

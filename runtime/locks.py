@@ -24,12 +24,15 @@ UNREAD = 1 << 30  # the byte that Windows locks: others cannot read it, and what
 def locked(folder: Path) -> Iterator[None]:
     """Lock `folder`, created if needed, for this process; remove what killed processes left in it.
 
-    Raises UserError naming the process that has it. The system releases the lock when its owner ends, so a
-    killed owner leaves a file .lock that nobody holds. Record locks, not flock: DataLoader workers, which
-    may outlive a killed trainer by seconds, do not inherit them.
+    Raises UserError naming the process that has it, and where a file is in its way. The system releases the
+    lock when its owner ends, so a killed owner leaves a file .lock that nobody holds. Record locks, not
+    flock: DataLoader workers, which may outlive a killed trainer by seconds, do not inherit them.
     """
     made = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(f"{folder}: there is a file in the way of this folder; give another --out") from error
     place = folder / LOCK
     try:
         with _held(folder, place) as file:

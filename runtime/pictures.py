@@ -1,14 +1,20 @@
-"""Grids of labelled images, outlines of masks, loss curves; all in memory."""
+"""Grids of labelled images, outlines of masks, loss curves; sheets of them that replace only their like."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL.PngImagePlugin import PngInfo
+
+from runtime.errors import UserError
+from runtime.files import write_atomic
 
 GAP = 4
+SHEET = "sheet of this project"  # in a picture's Software field: a later command may replace it
 PAPER, INK, LINE = (255, 255, 255), (25, 25, 25), (255, 0, 80)
 
 
@@ -40,6 +46,30 @@ def small_outline(mask: np.ndarray, side: int, colour: tuple[int, int, int] = LI
     drawn.putpalette([0, 0, 0, *colour])
     drawn.info["transparency"] = 0
     return drawn
+
+
+def refuse_foreign(path: Path) -> None:
+    """Raises UserError where a sheet cannot go to `path`: it names no PNG file, or something is there that no
+    command of this project wrote."""
+    if path.suffix.lower() != ".png":
+        raise UserError(f"--out {path}: not a picture's name; call it {path.with_suffix('.png').name}")
+    if not path.exists():
+        return
+    try:
+        with Image.open(path) as image:
+            ours = image.info.get("Software") == SHEET
+    except OSError:  # a folder, or no picture
+        ours = False
+    if not ours:
+        raise UserError(f"{path}: exists, and nothing tells that it is a sheet of an earlier command; give "
+                        "another --out, or delete it")
+
+
+def save_sheet(path: Path, image: Image.Image) -> None:
+    """Write a PNG to look at, where `refuse_foreign` has nothing against it."""
+    mark = PngInfo()
+    mark.add_text("Software", SHEET)
+    write_atomic(path, lambda temporary: image.save(temporary, format="PNG", pnginfo=mark))
 
 
 def _text_size(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> tuple[int, int]:

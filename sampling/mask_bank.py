@@ -21,7 +21,7 @@ from dataset.layouts import is_good, product_folders
 from dataset.mask_files import mask_parts, read_mask, region_of
 from dataset.paste import DoesNotFit
 from dataset.placement import JITTER, RULE, move
-from dataset.scan import Scan, pictures_in
+from dataset.scan import Scan, nfc, pair_name, pictures_in
 from dataset.views import View, view_of
 from runtime import distributed
 from runtime.errors import UserError
@@ -147,7 +147,7 @@ class MaskFiles:
         """The photo named like the mask, or else one of its size, by chance. Raises DoesNotFit."""
         file = self._file(damage, number, attempt)
         dealt = photos[shuffled(len(photos), self.seed, "photo", damage, number=number)]
-        named = [photo for photo in photos if photo.stem == file.stem.removesuffix("_mask")]
+        named = [photo for photo in photos if nfc(photo.stem) == pair_name(file)]
         start = photos.index(dealt)
         candidates = named[:1] or [dealt, *photos[start + 1:], *photos[:start]]
         for photo in candidates:

@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from runtime import distributed
 from runtime.errors import UserError
-from runtime.files import below_here, refuse_inside, save_image
-from runtime.pictures import grid, outline
+from runtime.files import below_here, refuse_inside
+from runtime.pictures import grid, outline, refuse_foreign, save_sheet
 from sampling.further_damages import placed_damages
 from sampling.inputs import Input, Inputs
 
@@ -26,12 +26,13 @@ def show_placements(inputs: Inputs, classes: list[str], per_class: int, out: Pat
     """Deal the masks of the first images of each class, write them outlined, and say how well they fit.
 
     The sheet lies beside `out`, which stays as it is. Raises UserError where that is in one of the folders
-    `read`, and where no mask finds a place.
+    `read`, where something else has its name, and where no mask finds a place.
     """
     if not distributed.first():
         return
     sheet = Path(below_here(out.resolve().parent / f"{out.resolve().name}-placement.png"))
     refuse_inside(sheet, read)
+    refuse_foreign(sheet)
     rows, labels, scores, lost, tried = [], [], dict[str, float | None](), Counter[str](), 0
     for damage in tqdm(classes, unit="class", desc="placing masks", disable=None):
         found, row = [], []
@@ -48,7 +49,7 @@ def show_placements(inputs: Inputs, classes: list[str], per_class: int, out: Pat
             labels.append(damage if scores[damage] is None else f"{damage}\nscore {scores[damage]:.2f}")
     if not rows:
         raise UserError("--placement-only: no mask finds a place; give photos of the masks' product")
-    save_image(sheet, grid(rows, labels, "Where masks go, and how well their surroundings agree"))
+    save_sheet(sheet, grid(rows, labels, "Where masks go, and how well their surroundings agree"))
     result = {"sheet": str(sheet), "score": scores, "tried_again": tried, "left_out": sum(lost.values())}
     if as_json:
         print(json.dumps(result))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dataset.layouts import JOURNAL, Files
@@ -64,10 +64,11 @@ class Rejected:
                     os.replace(file, place)
 
 
-def read_list(file: Path) -> dict[str, int]:
+def read_list(file: Path, known: set[str]) -> dict[str, int]:
     """A list of images, one a line as <file> <redraw>: which drawing of each is rejected.
 
-    <redraw> may be left out: 0, the first drawing. Raises UserError where the list cannot be read.
+    <redraw> may be left out: 0, the first drawing. A file that is not among the `known` may be written in
+    another way: ./good/000.png, good\\000.png. Raises UserError where the list cannot be read.
     """
     try:
         lines = file.read_text("utf-8-sig").splitlines()
@@ -84,5 +85,7 @@ def read_list(file: Path) -> dict[str, int]:
             name, redraw = line.strip(), "0"
         if len(redraw) > 6:
             raise UserError(f"--reject {file}: line {number}: {redraw} is no number of a drawing")
+        if name not in known:
+            name = PurePosixPath(name.replace("\\", "/")).as_posix()
         found[name] = max(found.get(name, 0), int(redraw))
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -157,16 +158,21 @@ class SampleFolder:
         return self.failures[self.name_of(self.files(*pair).image)]
 
     def reject(self, file: Path) -> int:
-        """Take the images out that the list `file` names; returns how many, less those taken out before.
+        """Take the images out that the list `file` names; returns how many, less those taken out before, of
+        which it says so on stderr.
 
         Raises UserError for an image that was not drawn here.
         """
-        listed, before = read_list(file), len(self.rows)
+        listed, before = read_list(file, {*self.rows, *self.redraws}), len(self.rows)
         for name, redraw in listed.items():
             if redraw > self.redraws[name] or name not in self.rows and not self.redraws[name]:
                 raise UserError(f"--reject {file}: {name} was not drawn in {self.folder}; give the list "
                                 "that its gallery.html saves")
         if distributed.first():
+            if earlier := [name for name, redraw in listed.items() if redraw < self.redraws[name]]:
+                print(f"--reject {file}: {len(earlier)} of the drawings were taken out before, those in "
+                      f"their place stay; for the present one: {earlier[0]} {self.redraws[earlier[0]]}",
+                      file=sys.stderr)
             self._take_out([self.rows[name] for name, redraw in listed.items()
                             if name in self.rows and redraw == self.redraws[name]])
         distributed.wait()

@@ -22,7 +22,7 @@ from data import load_dataset
 from runtime.device import DTYPES, choose_device, choose_precision, free_memory
 from runtime.errors import UserError
 from sd.pretrained.components import AUTOENCODER, TEXT, UNET, Component, read_config
-from sd.pretrained.weights import TINY
+from sd.pretrained.weights import DEFAULT_BASE, INPAINTING_BASE, TINY
 from training.batches import EpochOrder
 from training.config import RunConfig
 from training.footprint import Footprint, Step, footprint
@@ -67,6 +67,9 @@ def print_plan(config: RunConfig, *, tokens: int, prompts: bool, in_channels: in
     """
     card = _this_machine(config) if not config.plan or config.plan == HERE else _named(config.plan)
     config = dataclasses.replace(config, precision=card.precision)
+    if config.base not in (DEFAULT_BASE, INPAINTING_BASE) and not _local(config.base).is_dir():
+        print(f"--base {config.base}: not in a folder here, and not fetched; SD 1.5's shapes are assumed",
+              file=sys.stderr)
     tokens = shapes(config.base, TEXT).max_position_embeddings if prompts else tokens
     step = Step(dataclasses.replace(shapes(config.base, UNET), in_channels=in_channels),
                 shapes(config.base, AUTOENCODER), tokens, control_rank)
@@ -155,8 +158,13 @@ def _seconds(config: RunConfig, counted: Footprint, gpu: Gpu,
 
 def shapes(base: str, part: Component) -> Any:
     """The config of one component of a local base; SD 1.5's for any other base, which is not fetched."""
-    file = (TINY if base == "tiny" else Path(base)) / part.folder / "config.json"
+    file = _local(base) / part.folder / "config.json"
     return read_config(part, file) if file.is_file() else part.config
+
+
+def _local(base: str) -> Path:
+    """The folder that a base is in, if it is one here."""
+    return TINY if base == "tiny" else Path(base)
 
 
 def _named(name: str) -> Card:

@@ -14,15 +14,25 @@ from runtime.files import json_object
 from training.config import RunConfig, run_folder
 
 
-def preset_row(strategy: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """For `parse`: the values given -> those of the preset, which they name or imply."""
-    def row(given: dict[str, Any]) -> dict[str, Any]:
+def preset_row(strategy: str) -> Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]:
+    """For `parse`: the values of --config and of the command line -> these with the preset's, which they name
+    or imply. A preset on the command line stands for its flags, so these win over the file's."""
+    def training_of(name: Any) -> dict[str, Any]:
+        return preset_of(name, strategy).training if name in PRESETS else {}
+
+    def row(filed: dict[str, Any], typed: dict[str, Any]) -> dict[str, Any]:
+        before, name = filed.get("preset"), typed.get("preset")
+        if name is not None and name != before:
+            replaced = {*training_of(name), *(flag for flag, value in training_of(before).items()
+                                              if filed.get(flag) == value)}
+            filed = {flag: value for flag, value in filed.items() if flag not in replaced}
+        given = filed | typed
         name = given.get("preset") or _implied(given, strategy)
-        training = preset_of(name, strategy).training if name in PRESETS else {}
+        training = training_of(name)
         used = {flag: value for flag, value in training.items() if flag not in given}
         if used and distributed.first():
             print(f"preset {name}: {as_flags(used)}", file=sys.stderr)
-        return {**training, "preset": name}
+        return {**training, **given, "preset": name}
     return row
 
 

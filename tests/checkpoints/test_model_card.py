@@ -37,7 +37,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_stands_in_it(run: Path) -> None:
     assert command(sample.main, "--ckpt", run, "--steps", 2, "--per-class", 1).status == 0
     Path("metrics.json").write_text(json.dumps(NUMBERS))
-    assert convert(run, "bottle", "--to", "diffusers", "--samples", "generated", "--numbers", "metrics.json",
+    assert convert(run, "bottle", "--to", "diffusers", "--samples", "generated", "--numbers", ".",
                    "--data-licence", "CC BY-NC-SA 4.0").status == 0
     _, head, text = Path("bottle/README.md").read_text().split("---\n", 2)
     assert yaml.safe_load(head)["tags"][0] == "lora" and yaml.safe_load(head)["library_name"] == "diffusers"
@@ -158,6 +158,7 @@ def test_mistakes_leave_nothing(run: Path) -> None:
                             (("--numbers", "no.json"), "no.json"),
                             (("--numbers", "list.json"), "not evaluate.py's")):
         assert convert(run, "out", "--to", "kohya", *flags).failed_with(expected)
+    assert convert(run, "out", "--to", "kohya", "--numbers", "empty").failed_with("empty", "not evaluate.py")
     assert convert(run, "lora", "--to", "kohya").status == 0
     for flag, value in (("--samples", "empty"), ("--data-licence", "MIT"), ("--push-to-hub", "me/x")):
         assert convert("lora", "out", "--from", "kohya", flag, value).failed_with(flag, "gets no card")

@@ -52,6 +52,27 @@ def test_doctor_writes_no_picture_among_the_photos(tmp_path: Path, out: str, why
     assert {file: file.read_bytes() for file in tmp_path.rglob("*.*")} == before
 
 
+@pytest.mark.parametrize(("out", "theirs"), [
+    ("notes.txt", "notes.txt"), ("notes", "notes"), ("photo.png", "photo.png"),
+    ("look.png", "look-placement.png")])
+def test_doctor_replaces_only_its_own_pictures(tmp_path: Path, out: str, theirs: str) -> None:
+    make_product(tmp_path / "part")
+    save(tmp_path / "photo.png", picture(0))
+    (tmp_path / "photo.png").rename(tmp_path / theirs)
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*.*")}
+    assert run("doctor", "part", "--out", out).failed_with(theirs)
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*.*")} == before
+    (tmp_path / theirs).unlink()
+    for _ in range(2):
+        assert run("doctor", "part", "--out", "look.png").status == 0
+
+
+def test_a_folder_inside_of_a_product_is_named_with_its_product(tmp_path: Path) -> None:
+    make_product(tmp_path / "part")
+    outcome = run("doctor", "part/image/dent")
+    assert outcome.failed_with("part/image/dent", f"inside of the product {tmp_path / 'part'}; give that")
+
+
 def test_doctor_in_json(tmp_path: Path) -> None:
     """The same findings, for programs; nothing else is on stdout."""
     make_product(tmp_path / "part")

@@ -153,6 +153,11 @@ def test_given_files(tmp_path: Path) -> None:
     assert found.place("crack", 1).mask.sum() == 16 * 16 and found.place("dent", 5).mask.max() == 1
     photos = [save(tmp_path / "photos" / f"{name}.png", picture(i)) for i, name in enumerate("bxy")]
     assert found.photo_for("crack", 1, photos).name == "b.png"  # of the same name
+    loud = MaskFiles({"crack": [Path("Y_MASK.png")]}, 0)  # as data of --data are paired
+    loud._sizes[Path("Y_MASK.png")] = 96, 96
+    assert loud.photo_for("crack", 0, [photos[0], photos[1], photos[2].rename(photos[2].with_name("Y.png"))]
+                          ).name == "Y.png"
+    photos[2] = photos[2].with_name("Y.png")
     assert found.photo_for("dent", 0, photos) in photos
     with pytest.raises(DoesNotFit, match=r"a\.png: 50x40, but its photo .* is 96x96"):
         found.photo_for("crack", 0, photos)

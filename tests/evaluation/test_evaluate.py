@@ -311,7 +311,8 @@ def test_a_class_of_one_photo_is_learnt_from_and_has_no_ceiling(bottles: Path, t
     assert one["fid"]["value"] is None and "fewer than 3" in one["fid"]["why"]
     assert numbers("held-out real")["dca"]["n"] == 18
     make_product(tmp_path / "lone", ("crack", "good"), count=1)
-    outcome = run(tmp_path / "lone", tmp_path / "lone", "--out", "lone_out")
+    make_product(tmp_path / "drawn", ("crack", "good"), count=1)
+    outcome = run(tmp_path / "lone", tmp_path / "drawn", "--out", "lone_out")
     assert outcome.status == 0 and "a classifier needs two real images of a type" in outcome.out, outcome
 
 
@@ -469,6 +470,12 @@ def test_images_where_the_evaluation_writes(bottles: Path) -> None:
     before = sorted(Path("out").rglob("*"))
     assert run(bottles / "real", "out/cut_and_paste").failed_with("out/cut_and_paste", "another --out")
     assert sorted(Path("out").rglob("*")) == before
+
+
+def test_images_compared_with_themselves_are_counted(bottles: Path) -> None:
+    outcome = run(bottles / "real", bottles / "real", "--classes", "good")
+    assert outcome.status == 0 and "images are images of --real too" in outcome.err
+    assert "images of --real" not in run(bottles / "real", bottles / "fake", "--classes", "good").err
 
 
 def test_the_current_folder_as_images(bottles: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

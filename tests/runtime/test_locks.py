@@ -81,6 +81,14 @@ def test_an_empty_folder_is_taken_away_again(tmp_path: Path) -> None:
     assert (tmp_path / "old").exists()
 
 
+@pytest.mark.parametrize("name", ["file", "file/folder"])
+def test_a_file_in_the_way_of_the_folder(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("someone else's")
+    with pytest.raises(UserError, match="file in the way of this folder"), locked(tmp_path / name):
+        pass
+    assert (tmp_path / "file").read_text() == "someone else's"
+
+
 def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                               capsys: pytest.CaptureFixture[str]) -> None:
     def cannot(*_: object) -> None:

@@ -94,8 +94,10 @@ def test_a_rejected_image_moves_away_and_another_is_drawn(run: Path) -> None:
     assert [row["redraw"] for row in kept if row["file"] == listed] == [1]
     assert next(image["redraw"] for image in shown(Path("generated/gallery.html"))["images"]
                 if image["file"] == listed) == 1
-    # the same command again changes nothing; a larger --per-class goes on
-    assert draw(run, "--reject", "rejected.txt").status == 0 and images() == second
+    # the same command again changes nothing, and says why; a larger --per-class goes on
+    again = draw(run, "--reject", "rejected.txt")
+    assert again.status == 0 and images() == second
+    assert f"for the present one: {listed} 1\n" in again.err
     assert draw(run, "--reject", "rejected.txt", "--per-class", 3).status == 0
     assert images().items() > second.items()
     # the list of the first drawing, written by hand
@@ -225,4 +227,6 @@ def test_lists_written_by_hand(tmp_path: Path) -> None:
     """With the mark that some editors put first, and with what only looks like a number."""
     listed = tmp_path / "rejected.txt"
     listed.write_bytes("\ufeffgood/000.png 2\ngood/001.png\ngood/002.png \u00b2\n".encode())
-    assert read_list(listed) == {"good/000.png": 2, "good/001.png": 0, "good/002.png \u00b2": 0}
+    assert read_list(listed, set()) == {"good/000.png": 2, "good/001.png": 0, "good/002.png \u00b2": 0}
+    listed.write_text("./good/000.png 1\nbad\\001.png\nodd\\002.png\n")
+    assert read_list(listed, {"odd\\002.png"}) == {"good/000.png": 1, "bad/001.png": 0, "odd\\002.png": 0}

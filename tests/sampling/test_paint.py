@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -223,6 +224,10 @@ def test_see_before_you_paint(inpaint_run: Path, photos: Path, monkeypatch: pyte
     assert outcome.failed_with("no mask finds a place")
     outcome = paint(inpaint_run, photos, "--placement-only", "--out", photos / "sheet")
     assert outcome.failed_with("sheet-placement.png: lies in", str(photos))
+    assert paint(inpaint_run, photos, "--placement-only").status == 0  # its own sheet is replaced
+    shutil.copy(next(photos.glob("*.png")), "generated-placement.png")
+    outcome = paint(inpaint_run, photos, "--placement-only")
+    assert outcome.failed_with("generated-placement.png: exists", "another --out")
 
 
 def test_a_folder_of_the_earlier_rule_is_not_mixed(inpaint_run: Path, photos: Path) -> None:

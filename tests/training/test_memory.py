@@ -122,6 +122,9 @@ def test_a_plan_for_a_named_card(place: Place, tmp_path: Path, monkeypatch: pyte
     assert outcome.status == 0 and not list(tmp_path.iterdir())  # and nothing was begun
     assert "T4, fp16, 64 px, batches of 4" in outcome.out and "22 TFLOP/s or 260 GB/s" in outcome.out
     assert "750 steps" in outcome.out  # 12 photos, 250 epochs
+    assert "assumed" not in outcome.err
+    elsewhere = command(train_class.main, "--data", place.data, "--base", "nothere", "--plan", "T4")
+    assert elsewhere.status == 0 and "--base nothere: not in a folder here" in elsewhere.err
     told = json.loads(planned(place, train_class.main, "--plan", "T4", "--json").out)
     assert told["card"] == "T4" and told["steps"] == 750 and told["fits"] and told["gpu"]["tflops"] == 22
     assert f"memory: {told['gib']['needed']:.1f} GiB" in outcome.out

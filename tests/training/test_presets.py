@@ -47,6 +47,22 @@ def test_the_recipe_says_what_is_better_and_draws_plainly(place: Place) -> None:
     assert "drawn" not in drawn("--out", "generated", "--eta", 0)[1]
 
 
+def test_a_preset_on_the_command_line_wins_over_the_flags_of_a_file(place: Place) -> None:
+    """With its flags; what the file says besides stays."""
+    train(place, "--preset", "better", "--lr", 2e-4)
+    for name, tokens, dropout in (("recipe", 1, 0), ("better", 4, 0.1)):
+        outcome = command(train_class.main, "--config", "run", "--out", name, "--preset", name)
+        assert outcome.status == 0
+        header = read_adapter(Path(name, "adapter.safetensors"))[1]
+        assert (header.tokens_per_class, header.class_dropout) == (tokens, dropout)
+        assert (header.config["preset"], header.config["lr"], header.rank) == (name, 2e-4, 2)
+    outcome = command(train_class.main, "--config", "recipe", "--out", "third", "--preset", "better",
+                      "--tokens-per-class", 2)
+    header = read_adapter(Path("third/adapter.safetensors"))[1]
+    assert outcome.status == 0 and (header.tokens_per_class, header.class_dropout) == (2, 0.1)
+    assert "preset better: --class-dropout 0.1" in outcome.err
+
+
 def test_better_is_recorded_and_drawn_so(place: Place) -> None:
     header, said = train(place, "--preset", "better")
     assert "preset better: --tokens-per-class 4 --class-dropout 0.1" in said
