@@ -52,8 +52,7 @@ paint: $(DEMO)/bottle.ready $(DEMO)/fresh.ready
 test: $(VENV)/test.ready
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -m "not slow"
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadgroup -m slow
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadgroup
 
 # the quick tests alone
 quick: $(VENV)/test.ready

@@ -26,13 +26,14 @@ from runtime.errors import UserError
 from runtime.suggestions import did_you_mean, same
 from runtime.trusted_paths import remember
 from sampling.batches import batches_of, draw_all
+from sampling.drawings import Sample
 from sampling.finished import finish
 from sampling.generation import SamplingConfig, inpaint_images, reconstruct, sample_images
 from sampling.inputs import Input, Inputs, Seams, stacked_views
 from sampling.opening import control_settings, folders_read, open_folder, open_inputs
 from sampling.placement_sheet import show_placements
 from sampling.presets import drawing_settings
-from sampling.sample_folder import Sample, SampleFolder
+from sampling.sample_folder import SampleFolder
 from sampling.selection import LEVELS, OFF, TRIES, open_selection, told, yields
 from sd.compilation import check_compiler
 from sd.guidance import ALL_TIMESTEPS

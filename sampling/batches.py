@@ -7,10 +7,11 @@ from collections.abc import Callable
 from tqdm import tqdm
 
 from runtime import distributed
+from sampling.drawings import Sample
 from sampling.further_damages import draw_damages
 from sampling.generation import Wanted
 from sampling.inputs import Input, Inputs
-from sampling.sample_folder import Sample, SampleFolder
+from sampling.sample_folder import SampleFolder
 from sampling.selection import Selection
 
 

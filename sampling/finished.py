@@ -16,7 +16,8 @@ from runtime.files import save_image, save_rows
 from sampling.coco import Annotated, coco_dataset
 from sampling.contact_sheet import contact_sheet
 from sampling.gallery import TrainingPhotos, write_gallery
-from sampling.sample_folder import SampleFolder, damages_of
+from sampling.journal import damages_of
+from sampling.sample_folder import SampleFolder
 
 
 def finish(folder: SampleFolder, header: Header, classes: list[str], per_class: int) -> None:

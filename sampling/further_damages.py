@@ -11,9 +11,9 @@ from dataset.image_files import as_rgb, read_image
 from dataset.layouts import FURTHER, is_good
 from dataset.paste import DoesNotFit, make_view, touches
 from runtime.seeds import numpy_rng
+from sampling.drawings import Sample
 from sampling.generation import Wanted
 from sampling.inputs import Input, Inputs
-from sampling.sample_folder import Sample
 
 APART = 10**9  # from the numbers of images, so that no further damage has an image's own noise
 

@@ -26,8 +26,9 @@ from runtime.errors import UserError
 from runtime.files import below_here, sha256
 from runtime.pictures import tensor_to_image
 from runtime.seeds import numpy_rng
+from sampling.drawings import Sample
+from sampling.generation import Wanted
 from sampling.mask_bank import MaskBank, MaskFiles
-from sampling.sample_folder import Sample, Wanted
 
 PIXELS = 1 << 27  # of all photos that are painted at once
 

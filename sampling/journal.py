@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from dataset.layouts import FURTHER
 from runtime.errors import UserError
 from runtime.files import read_rows
 
@@ -47,3 +48,8 @@ def redraw_of(row: dict[str, Any]) -> int:
     """How often the image of a row was rejected before it was drawn."""
     redraw = row.get("redraw")
     return redraw if isinstance(redraw, int) else 0
+
+
+def damages_of(row: dict[str, Any]) -> list[str]:
+    """The damage types of an image, in the order of their numbers in its mask."""
+    return [row["class"], *(each["class"] for each in row.get(FURTHER, []))]

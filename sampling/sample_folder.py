@@ -7,59 +7,20 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from dataset.layouts import FURTHER, JOURNAL, REJECTED, Files, files_of, mask_values
+from dataset.layouts import JOURNAL, REJECTED, Files, files_of, mask_values
 from runtime import distributed
 from runtime.errors import UserError
 from runtime.files import append_row, below_here, cut_back, save_rows, sync
 from runtime.locks import locked
 from sampling.contact_sheet import Shown
+from sampling.drawings import Entry, Sample
 from sampling.generation import Wanted
-from sampling.journal import read_journal, redraw_of
+from sampling.journal import damages_of, read_journal, redraw_of
 from sampling.rejected import MOST, Rejected, read_list
-
-
-class Sample(NamedTuple):
-    """A generated image, its mask (H,W), k where the k-th damage is, and what samples.jsonl holds of both.
-
-    rejected: why masks that were tried before did not fit. image: None where none fitted.
-    """
-
-    image: Image.Image | None
-    mask: np.ndarray | None = None
-    about: dict[str, Any] = {}
-    rejected: tuple[str, ...] = ()
-
-
-class Entry(NamedTuple):
-    """A drawing as it is written: its row, where its files go, and their contents, which the process that
-    drew it writes. unplaced: no mask fitted, so there is none."""
-
-    row: dict[str, Any]
-    files: Files
-    rejected: tuple[str, ...]
-    unplaced: bool
-    image: Image.Image | None
-    mask: np.ndarray | None
-
-    @property
-    def thrown_away(self) -> bool:
-        """Whether --select did not want it."""
-        return "failed" in self.row
-
-    def write(self) -> None:
-        """Write the mask, if it has one, then the image."""
-        if self.image is not None:
-            self.files.write(self.image, self.mask, 1)
-
-
-def damages_of(row: dict[str, Any]) -> list[str]:
-    """The damage types of an image, in the order of their numbers in its mask."""
-    return [row["class"], *(each["class"] for each in row.get(FURTHER, []))]
 
 
 class SampleFolder:

@@ -32,10 +32,11 @@ from runtime import distributed
 from runtime.errors import UserError
 from runtime.files import read_rows, save_json
 from runtime.trusted_paths import followed
+from sampling.drawings import Sample
 from sampling.generation import Wanted
 from sampling.inputs import Inputs, content_digest
 from sampling.rejected import MOST
-from sampling.sample_folder import Sample, SampleFolder
+from sampling.sample_folder import SampleFolder
 from sd.vae import VAE
 
 if TYPE_CHECKING:

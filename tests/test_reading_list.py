@@ -31,9 +31,9 @@ MAY_IMPORT = {
                                    "dataset.padding sd.exact_shortcuts",
     "sample": "checkpoints.controlnet checkpoints.loading checkpoints.metadata checkpoints.presets "
               "checkpoints.prompts checkpoints.strategies dataset.layouts dataset.placement "
-              "evaluation.networks sampling.batches sampling.finished sampling.inputs sd.compilation "
-              "sampling.opening sampling.placement_sheet sampling.presets sampling.sample_folder "
-              "sampling.selection",
+              "evaluation.networks sampling.batches sampling.drawings sampling.finished sampling.inputs "
+              "sd.compilation sampling.opening sampling.placement_sheet sampling.presets "
+              "sampling.sample_folder sampling.selection",
 }
 
 

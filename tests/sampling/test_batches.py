@@ -10,7 +10,8 @@ from PIL import Image
 
 from runtime import distributed
 from sampling import batches
-from sampling.sample_folder import Entry, Sample, SampleFolder
+from sampling.drawings import Entry, Sample
+from sampling.sample_folder import SampleFolder
 
 PAIRS = [("broken_small", number) for number in range(4)]
 
