@@ -77,7 +77,7 @@ class DefectDataset(torch.utils.data.Dataset):
         self.shape = kept(list(items), resolution) if self.pads else []  # of the square, what is the photos'
         self.decoded = DecodedPhotos(
             items, resolution, shrunk=config.view == "whole", pads=self.pads, channels=self.channels,
-            wanted=self._needs_damage)
+            wanted=self._needs_damage, required=config.load_masks)
         self.views = ItemViews(list(items), config.view, config.seed, resolution, self.decoded.own, self.pads)
         self.notes: list[str] = []  # on what was found and not used
 
@@ -109,7 +109,7 @@ class DefectDataset(torch.utils.data.Dataset):
         With masks_by_class the mask is (classes,R,R): all damage in the view, not this example's alone. With
         --fit pad also own (1,R/8,R/8) in {0,1}: the latent cells that show the photo, not its mirror alone.
         Without augmentation it is the plain view, resized. Raises UserError where a file cannot be decoded
-        or a damaged image's mask is empty.
+        or, with load_masks, a damaged image's mask is empty.
         """
         box = self.window(index, epoch)  # first, because it may decode another image
         pixels, region = self.decoded(index)

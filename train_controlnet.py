@@ -75,7 +75,8 @@ class Config(RunConfig):
                            "without (default: none)", group="data", common=True)
     init: str | None = flag(None, "published ControlNet to begin with: hub id, diffusers folder or single "
                             ".safetensors file (default: a copy of the UNet's encoder)", group="quality")
-    control_rank: int = flag(16, "rank of the updates of the encoder's weights; 0 trains all weights",
+    control_rank: int = flag(16, "rank of the updates of the encoder's weights; 0 trains all weights (on "
+                             "the embedded base with --lr 2e-4)",
                              group="quality", minimum=0, maximum=1280, common=True)
     mask_dropout: float = flag(0.1, "share of images trained with an empty mask, for --mask-guidance",
                                group="quality", minimum=0, maximum=0.9)

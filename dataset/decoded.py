@@ -32,14 +32,14 @@ class DecodedPhotos:
 
     shrunk: by a whole factor where a photo is far too large for `resolution`. pads: to a square, see
     padding.py. channels: above 1, the damage is all of its photo, a bit a class, int32. wanted: of which
-    items the damage is read. Raises UserError where a file cannot be decoded or a damaged image's mask is
-    empty.
+    items the damage is read. required: a damaged image's mask may not be empty; otherwise that counts as no
+    mask. Raises UserError where a file cannot be decoded, and for such a mask.
     """
 
     def __init__(self, items: list[Item], resolution: int, *, shrunk: bool, pads: bool, channels: int,
-                 wanted: Callable[[int], bool]) -> None:
+                 wanted: Callable[[int], bool], required: bool) -> None:
         self.items, self.resolution, self.shrunk, self.pads = items, resolution, shrunk, pads
-        self.channels, self.wanted = channels, wanted
+        self.channels, self.wanted, self.required = channels, wanted, required
         self._kept: dict[int, Pixels] = {}
         self._last: tuple[int, Pixels] | None = None
         self._room = CACHE_BYTES
@@ -88,6 +88,8 @@ class DecodedPhotos:
         if region is None:
             return None
         if not region.any() and not is_good(item.damage):
+            if not self.required:
+                return None
             raise UserError(f"{item.mask}: empty, but its image is not {GOOD}; draw it or move the image")
         if self.channels == 1:
             return region

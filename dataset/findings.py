@@ -60,12 +60,14 @@ def lacking(photos: list[Photo]) -> list[str]:
 
 
 def unportable(photos: list[Photo]) -> list[str]:
-    """Damage types whose folders Windows or macOS cannot hold, or cannot tell apart."""
+    """Damage types whose folders Windows, macOS or a command line cannot hold, or cannot tell apart."""
     lines = []
     for product in sorted({photo.product for photo in photos}):
         names = sorted({photo.damage for photo in photos if photo.product == product})
         lines += [f"{product}/{name}: Windows has no folders of this name; rename it to draw images there"
                   for name in names if UNPORTABLE.fullmatch(name)]
+        lines += [f"{product}/{name}: begins with a dash, as flags do, so --classes cannot list it with "
+                  "others; rename it" for name in names if name.startswith("-")]
         lines += [f"{product}: {first} and {second} differ in upper and lower case alone, which Windows and "
                   "macOS do not tell apart; join them, or rename one"
                   for first, second in combinations(names, 2) if first.casefold() == second.casefold()]

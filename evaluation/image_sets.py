@@ -3,6 +3,7 @@ on."""
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,8 +150,9 @@ def load_sets(real: list[str], fake: str, wanted: list[str], ckpt: str | None, s
     chosen = [i for i, name in enumerate(classes) if name in (wanted or classes)]
     for name in (classes[i] for i in chosen):
         if name not in fake_by_class:
-            given = " ".join(sorted(fake_by_class))
-            raise UserError(f"{fake}: no images of {name}; draw some, or give --classes {given}")
+            given = shlex.join(sorted(fake_by_class))
+            raise UserError(f"{fake}: no images of {name}; draw some (where --select threw all away, with "
+                            f"more --tries), or give --classes {given}")
     everything = _image_set(real_by_class, classes, list(range(len(classes))))
     generated = _image_set(fake_by_class, classes, chosen)
     reference, held_out = (everything, None) if ckpt is None else _split(Path(ckpt), Path(fake), classes,

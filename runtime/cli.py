@@ -199,7 +199,8 @@ def _meant(cls: type, unknown: Sequence[str]) -> str:
     words = bare.replace("-", " ")
     said = [flag.strip("-") for flag, field in fields.items() if field.metadata["help"].startswith(words)]
     close = nearest(bare, known, 0.8) or next(iter(said), None) or nearest(bare, known)
-    return f"; did you mean --{close}?" if close else ""
+    value = "" if name.startswith("--") else "; a value that begins with a dash is given as --flag=-value"
+    return f"; did you mean --{close}?" if close else value
 
 
 def _groups(cls: type) -> dict[str, list[dataclasses.Field]]:

@@ -37,7 +37,8 @@ def _changes(row: dict[str, Any], settings: dict[str, Any], defaults: dict[str, 
     """The settings that differ in a row. One that the row lacks has its default, or is not compared."""
     now, was = defaults | settings, defaults | row
     changed = [f"{TITLES.get(key, key)} was {was[key]}, is {value}" for key, value in now.items()
-               if key in was and was[key] != value]
+               if key in was and was[key] != value
+               and (key != "selector" or was.get("select") == now.get("select"))]
     known = digests.get(str(row.get("class")), ())
     if known and row.get("inputs", known[0]) not in known:
         changed.append(f"{TITLES['inputs']} was {row['inputs']}, is {known[0]}")

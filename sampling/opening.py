@@ -102,6 +102,8 @@ def control_settings(header: Header, control: CheckpointFile | None, scale: floa
     if mask_guidance != 1 and about.mask_dropout == 0:
         raise UserError(f"--mask-guidance {mask_guidance:g}: the ControlNet was trained without "
                         "--mask-dropout, so an empty mask means no damage; use 1, or train it with 0.1")
+    if scale == 0 and not control and distributed.first():
+        print("--control-scale 0: the damage lies anywhere, and the masks say nothing of it", file=sys.stderr)
     return settings
 
 

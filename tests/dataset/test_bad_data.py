@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from trees import make_product, picture, save, spoil, square_mask
 
@@ -63,6 +64,19 @@ def fails(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     line = capsys.readouterr().err
     assert line.startswith("error: ") and line.count("\n") == 1 and "Traceback" not in line
     return line
+
+
+def test_an_empty_mask_is_none_where_none_is_needed(tmp_path: Path) -> None:
+    """Of a photo that is not square it would tell the view where the damage is."""
+    make_product(tmp_path / "part")
+    save(tmp_path / "part" / IMAGE, picture(1, (96, 200)))
+    save(tmp_path / "part" / MASK, square_mask(0, (96, 200)))
+    config = DataConfig([str(tmp_path / "part")], resolution=64)
+    drawn = load_dataset(config)
+    empty = [drawn.example(index, 3)["image"] for index in range(len(drawn))]
+    (tmp_path / "part" / MASK).unlink()
+    without = load_dataset(config)
+    assert all(torch.equal(image, without.example(index, 3)["image"]) for index, image in enumerate(empty))
 
 
 @pytest.mark.parametrize("name", MISTAKES)

@@ -173,8 +173,9 @@ def test_doctor_says_which_strategies_need_masks_and_what_undamaged_photos_are_c
 
 
 def test_doctor_names_folders_that_other_systems_cannot_hold(tmp_path: Path) -> None:
-    make_product(tmp_path / "part", damages=("Dent", "dent", "nul", "a:b", "console", "good"), count=2)
+    make_product(tmp_path / "part", damages=("Dent", "dent", "nul", "a:b", "console", "-x", "good"), count=2)
     result = run("doctor", "part", "--resolution", "64")
     assert result.out.count("Windows has no folders of this name") == 2
     assert "note: part/nul: Windows" in result.out and "note: part/a:b: Windows" in result.out
+    assert "note: part/-x: begins with a dash" in result.out
     assert "note: part: Dent and dent differ in upper and lower case alone" in result.out

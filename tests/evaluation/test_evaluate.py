@@ -540,7 +540,7 @@ def test_a_class_on_one_side_only(bottles: Path, tmp_path: Path) -> None:
     shutil.rmtree(fake / "image" / "good")
     assert run(bottles / "real", fake, "--classes", "GOOD").failed_with("no images of good")
     outcome = run(bottles / "real", fake)
-    assert outcome.failed_with("good", "--classes broken_large broken_small contamination")
+    assert outcome.failed_with("good", "--tries", "--classes broken_large broken_small contamination")
     save(fake / "image" / "dent" / "0.png", picture(0))
     assert run(bottles / "real", fake).failed_with("dent", "no such class in --real")
     assert run(bottles / "real", fake, "--classes", "god").failed_with("god", "did you mean good?")

@@ -38,6 +38,8 @@ MISTAKES = {
     "abbreviated": (["--need", "x"], "unrecognized arguments: --need x; did you mean --needed?"),
     "misspelt": (["--needed", "x", "--cuont=2"], "--cuont=2; did you mean --count?"),
     "in other words": (["--needed", "x", "--perhaps-a-number", "2"], "did you mean --limit?"),
+    "beginning with a dash": (["--needed", "x", "--names", "a", "-b"],
+                              "-b; a value that begins with a dash is given as --flag=-value"),
     "without its flag": (["x"], "unrecognized arguments: x; did you mean --needed x?"),
     "no number": (["--needed", "x", "--count", "two"], "'two' is not a whole number"),
     "a fraction": (["--needed", "x", "--count", "1.5"], "whole number"),

@@ -94,7 +94,8 @@ def test_scale_and_guidance(run: Path, stage_a: Path, masks: Path) -> None:
     assert draw(stage_a, "--classes", "broken_small", "--out", "class").status == 0
     for name, more in {"none": ("--control-scale", 0), "half": ("--control-scale", 0.5), "whole": (),
                        "guided": ("--mask-guidance", 4)}.items():
-        assert draw(run, *flags, *more, "--out", name).status == 0
+        outcome = draw(run, *flags, *more, "--out", name)
+        assert outcome.status == 0 and ("the masks say nothing" in outcome.err) == (name == "none")
     drawn = {name: pixels(name, "broken_small", 0) for name in ("class", "none", "half", "whole", "guided")}
     assert np.array_equal(drawn["none"], drawn["class"])
     different = [drawn[name] for name in ("class", "half", "whole", "guided")]
@@ -114,7 +115,7 @@ def test_it_controls_an_inpainting_checkpoint_too(place: Place, run: Path, tmp_p
                        "controlled": ("--control", run),
                        "guided": ("--control", run, "--mask-guidance", 3)}.items():
         outcome = draw(tmp_path / "inpaint", "--images", photos, "--guidance", 2, "--out", name, *more)
-        assert outcome.status == 0, outcome
+        assert outcome.status == 0 and "say nothing" not in outcome.err, outcome
     alone, none, controlled, guided = (pixels(name, "broken_large", 1)
                                     for name in ("alone", "none", "controlled", "guided"))
     assert np.array_equal(alone, none)

@@ -77,7 +77,7 @@ def test_the_first_drawings_are_those_without_select(
         name = path.relative_to("out")
         first = out / "rejected" / name.parent.name / f"{name.stem}-0.png"
         assert path.read_bytes() == (first if first.exists() else out / name).read_bytes()
-    assert draw(run, *STRICT).failed_with("select was off, is strict")
+    assert draw(run, *STRICT).failed_with("(select was off, is strict); give")
 
 
 def test_batches_and_kills_do_not_matter(strict: tuple[Path, End], run: Path, forked: ForkedCommands,
