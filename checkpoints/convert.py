@@ -46,7 +46,7 @@ class Convert:
     json: bool = flag(False, "print one JSON object instead of a line a file", group="what")
     samples: str | None = flag(None, "folder of sample.py, whose contact sheet the card shows",
                                group="card")
-    numbers: str | None = flag(None, "evaluate.py's metrics.json, for the card", group="card")
+    numbers: str | None = flag(None, "evaluate.py's metrics.json, or its folder, for the card", group="card")
     data_licence: str | None = flag(None, "licence of the training images, for the card", group="card")
     push_to_hub: str | None = flag(None, "OWNER/NAME of a model on the hub to upload OUT to; what it says of "
                                    "the run then names none of its folders", group="hub")

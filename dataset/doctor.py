@@ -163,8 +163,8 @@ def _sheet(classes: dict[str, list[Look]], path: Path) -> None:
 def report(names: list[str], resolution: int, out: Path, as_json: bool = False) -> int:
     """Print the findings about the datasets `names`, as text or JSON, and write the contact sheet `out`.
 
-    Returns the exit status, 1 for problems. Raises UserError where `out` or its second sheet is no picture of
-    an earlier doctor, or lies among photos.
+    Returns the exit status, 1 for problems. Raises UserError where `out` is no name of a PNG or lies among
+    photos, and where it or the second sheet beside it would replace what no command here drew.
     """
     products = find_products(names)
     files.refuse_inside(out, [str(product.folder / name) for product in products

@@ -52,13 +52,13 @@ def refuse_foreign(path: Path) -> None:
     """Raises UserError where a sheet cannot go to `path`: it names no PNG file, or something is there that no
     command of this project wrote."""
     if path.suffix.lower() != ".png":
-        raise UserError(f"--out {path}: not a picture's name; call it {path.with_suffix('.png').name}")
+        raise UserError(f"--out {path}: a PNG is written; call it {path.with_suffix('.png').name}")
     if not path.exists():
         return
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=["PNG"]) as image:
             ours = image.info.get("Software") == SHEET
-    except OSError:  # a folder, or no picture
+    except Exception:  # a folder, or no such picture: Pillow raises OSError, SyntaxError, struct.error ...
         ours = False
     if not ours:
         raise UserError(f"{path}: exists, and nothing tells that it is a sheet of an earlier command; give "

@@ -147,7 +147,8 @@ class MaskFiles:
         """The photo named like the mask, or else one of its size, by chance. Raises DoesNotFit."""
         file = self._file(damage, number, attempt)
         dealt = photos[shuffled(len(photos), self.seed, "photo", damage, number=number)]
-        named = [photo for photo in photos if nfc(photo.stem) == pair_name(file)]
+        name = pair_name(file)
+        named = [photo for photo in photos if nfc(photo.stem) == name]
         start = photos.index(dealt)
         candidates = named[:1] or [dealt, *photos[start + 1:], *photos[:start]]
         for photo in candidates:

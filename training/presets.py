@@ -16,24 +16,32 @@ from training.config import RunConfig, run_folder
 
 def preset_row(strategy: str) -> Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]:
     """For `parse`: the values of --config and of the command line -> these with the preset's, which they name
-    or imply. A preset on the command line stands for its flags, so these win over the file's."""
-    def training_of(name: Any) -> dict[str, Any]:
-        return preset_of(name, strategy).training if name in PRESETS else {}
-
+    or imply."""
     def row(filed: dict[str, Any], typed: dict[str, Any]) -> dict[str, Any]:
-        before, name = filed.get("preset"), typed.get("preset")
-        if name is not None and name != before:
-            replaced = {*training_of(name), *(flag for flag, value in training_of(before).items()
-                                              if filed.get(flag) == value)}
-            filed = {flag: value for flag, value in filed.items() if flag not in replaced}
-        given = filed | typed
+        """All values, the preset's for those not given, which are said on stderr."""
+        given = _without_other_preset(filed, typed.get("preset"), strategy) | typed
         name = given.get("preset") or _implied(given, strategy)
-        training = training_of(name)
+        training = _training(name, strategy)
         used = {flag: value for flag, value in training.items() if flag not in given}
         if used and distributed.first():
             print(f"preset {name}: {as_flags(used)}", file=sys.stderr)
         return {**training, **given, "preset": name}
     return row
+
+
+def _training(name: Any, strategy: str) -> dict[str, Any]:
+    """The flags of a preset; none of a name that is no preset's."""
+    return preset_of(name, strategy).training if name in PRESETS else {}
+
+
+def _without_other_preset(filed: dict[str, Any], typed: Any, strategy: str) -> dict[str, Any]:
+    """The values of a file, less those of its preset and of the one `typed`, where these differ: a preset on
+    the command line stands for its flags."""
+    if typed is None or typed == filed.get("preset"):
+        return filed
+    old, new = (_training(name, strategy) for name in (filed.get("preset"), typed))
+    return {flag: value for flag, value in filed.items()
+            if flag not in new and (flag not in old or value != old[flag])}
 
 
 def _implied(given: dict[str, Any], strategy: str) -> str:

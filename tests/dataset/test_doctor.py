@@ -67,6 +67,12 @@ def test_doctor_replaces_only_its_own_pictures(tmp_path: Path, out: str, theirs:
         assert run("doctor", "part", "--out", "look.png").status == 0
 
 
+def test_doctor_leaves_a_picture_larger_than_pillow_opens(tmp_path: Path) -> None:
+    make_product(tmp_path / "part")
+    Image.new("1", (24000, 24000)).save(tmp_path / "huge.png")
+    assert run("doctor", "part", "--out", "huge.png").failed_with("huge.png", "delete it")
+
+
 def test_a_folder_inside_of_a_product_is_named_with_its_product(tmp_path: Path) -> None:
     make_product(tmp_path / "part")
     outcome = run("doctor", "part/image/dent")
